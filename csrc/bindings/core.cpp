@@ -1,0 +1,379 @@
+// tersegrad._core: NumPy arrays in, operations called. Every function checks that the arrays are what the operation takes, so
+// that a mistake in Python cannot become a wild write; the messages speak to the package's own developers. Computes nothing.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "../cast/operation.h"
+#include "../dispatch.h"
+#include "../index/operation.h"
+#include "../quantize/operation.h"
+#include "../sign/operation.h"
+#include "../topk/operation.h"
+
+namespace py = pybind11;
+using namespace tersegrad;
+
+namespace {
+
+// Around every operation: IEEE arithmetic, and the GIL released when the call is long enough to share.
+class Call {
+ public:
+  explicit Call(size_t entries) {
+    if (entries >= 16 * 1024) unlocked_.emplace();
+  }
+
+ private:
+  std::optional<py::gil_scoped_release> unlocked_;
+  FloatEnvironment environment_;
+};
+
+void require(bool condition, const char* what) {
+  if (!condition) throw py::type_error(what);
+}
+
+size_t size_of(const py::array& array) { return static_cast<size_t>(array.size()); }
+
+const void* read(const py::array& array) {
+  require(array.flags() & py::array::c_style, "array must be contiguous");
+  return array.data();
+}
+
+void* write(py::array& array) {
+  require(array.flags() & py::array::c_style, "array must be contiguous");
+  return array.mutable_data();  // throws when read-only
+}
+
+// float32, float16, or uint16 holding the bits of bfloat16.
+DType dtype_of(const py::array& array) {
+  py::dtype type = array.dtype();
+  if (type.kind() == 'f' && type.itemsize() == 4) return DType::float32;
+  if (type.kind() == 'f' && type.itemsize() == 2) return DType::float16;
+  require(type.kind() == 'u' && type.itemsize() == 2, "entries must be float32, float16 or uint16");
+  return DType::bfloat16;
+}
+
+DType dtype_from_code(int code) {
+  require(code >= 1 && code <= 3, "dtype code must be 1, 2 or 3");
+  return static_cast<DType>(code);
+}
+
+Entries entries(const py::array& x) { return {read(x), dtype_of(x), size_of(x)}; }
+
+float* floats(py::array& array, size_t n) {
+  require(dtype_of(array) == DType::float32 && size_of(array) == n, "array must be float32 of the right size");
+  return static_cast<float*>(write(array));
+}
+
+float* residual_or_null(std::optional<py::array>& residual, size_t n) {
+  return residual ? floats(*residual, n) : nullptr;
+}
+
+uint8_t* bytes(py::array& array, size_t n) {
+  require(array.dtype().kind() == 'u' && array.itemsize() == 1 && size_of(array) == n, "body must be uint8 of the computed size");
+  return static_cast<uint8_t*>(write(array));
+}
+
+const uint8_t* bytes_in(const py::array& array, size_t n) {
+  require(array.dtype().kind() == 'u' && array.itemsize() == 1 && size_of(array) == n, "body must be uint8 of the computed size");
+  return static_cast<const uint8_t*>(read(array));
+}
+
+const uint32_t* indices(const py::array& array) {
+  require(array.dtype().kind() == 'u' && array.itemsize() == 4, "indices must be uint32");
+  return static_cast<const uint32_t*>(read(array));
+}
+
+// Whether the ascending indices stay below n, so that a scatter cannot leave its tensor.
+void require_below(const uint32_t* index, size_t k, size_t n) {
+  require(k == 0 || index[k - 1] < n, "indices must stay inside the tensor");
+}
+
+Output output(py::array& out, bool accumulate, float scale) {
+  return {write(out), dtype_of(out), size_of(out), accumulate, scale};
+}
+
+void raise_if(Fault fault) {
+  if (fault == nullptr) return;
+  py::object error = py::module_::import("tersegrad.errors").attr("PayloadError");
+  PyErr_SetString(error.ptr(), fault);
+  throw py::error_already_set();
+}
+
+quantize::Layout quantize_layout(int bits, size_t block_size) {
+  require((bits == 8 || bits == 4 || bits == 2) && block_size > 0 && block_size % 64 == 0 && block_size <= 65536, "bad layout");
+  return {bits, block_size};
+}
+
+sign::Layout sign_layout(size_t block_size) {
+  require(block_size > 0 && block_size % 64 == 0 && block_size <= 65536, "bad layout");
+  return {block_size};
+}
+
+IndexForm index_form(int form) {
+  require(form >= 1 && form <= 3, "index form must be 1, 2 or 3");
+  return static_cast<IndexForm>(form);
+}
+
+// Hands malloc'ed memory to NumPy.
+template <class T>
+py::array_t<T> adopt(std::unique_ptr<T, topk::Free> memory, size_t n) {
+  py::capsule owner(memory.get(), [](void* p) { std::free(p); });
+  T* data = memory.release();
+  return py::array_t<T>(static_cast<py::ssize_t>(n), data, owner);
+}
+
+bool finite(topk::Outcome outcome) {
+  if (outcome == topk::Outcome::out_of_memory) throw std::bad_alloc();
+  return outcome == topk::Outcome::ok;
+}
+
+py::tuple select_topk(const py::array& x, std::optional<py::array> residual, size_t k) {
+  Entries in = entries(x);
+  float* r = residual_or_null(residual, in.count);
+  require(k > 0 && k <= in.count && in.count <= UINT32_MAX, "need 0 < k <= n < 2^32");
+  topk::Candidates found;
+  topk::Outcome outcome;
+  {
+    Call call(in.count);
+    outcome = topk::select(in, r, k, found);
+  }
+  bool ok = finite(outcome);
+  return py::make_tuple(adopt(std::move(found.index), k), adopt(std::move(found.value), k), ok);
+}
+
+py::tuple select_chunks(const py::array& x, std::optional<py::array> residual, size_t k, size_t chunk) {
+  Entries in = entries(x);
+  float* r = residual_or_null(residual, in.count);
+  require(k > 0 && k <= chunk && chunk <= 65536 && in.count <= UINT32_MAX, "need 0 < k <= chunk <= 65536");
+  size_t full = in.count / chunk, total = full * k + std::min(k, in.count % chunk);
+  py::array_t<uint32_t> index(static_cast<py::ssize_t>(total));
+  py::array_t<float> value(static_cast<py::ssize_t>(total));
+  topk::Outcome outcome;
+  {
+    uint32_t* i = index.mutable_data();
+    float* v = value.mutable_data();
+    Call call(in.count);
+    outcome = topk::select_chunks(in, r, k, chunk, i, v);
+  }
+  return py::make_tuple(index, value, finite(outcome));
+}
+
+bool encode_quantize(const py::array& x, std::optional<py::array> residual, int dtype, int bits, size_t block_size,
+                     std::optional<uint64_t> seed, uint32_t step, py::array body) {
+  Entries in = entries(x);
+  float* r = residual_or_null(residual, in.count);
+  quantize::Layout layout = quantize_layout(bits, block_size);
+  uint8_t* out = bytes(body, layout.scale_bytes(in.count) + layout.code_bytes(in.count));
+  Noise noise{seed.value_or(0), step};
+  Call call(in.count);
+  return quantize::encode(in, r, dtype_from_code(dtype), layout, seed ? &noise : nullptr, out);
+}
+
+void decode_quantize(const py::array& body, int dtype, int bits, size_t block_size, py::array out, bool accumulate,
+                     float scale) {
+  Output target = output(out, accumulate, scale);
+  quantize::Layout layout = quantize_layout(bits, block_size);
+  const uint8_t* in = bytes_in(body, layout.scale_bytes(target.count) + layout.code_bytes(target.count));
+  Fault fault;
+  {
+    Call call(target.count);
+    fault = quantize::decode(in, dtype_from_code(dtype), layout, target);
+  }
+  raise_if(fault);
+}
+
+bool encode_sign(const py::array& x, std::optional<py::array> residual, int dtype, size_t block_size, py::array body) {
+  Entries in = entries(x);
+  float* r = residual_or_null(residual, in.count);
+  sign::Layout layout = sign_layout(block_size);
+  uint8_t* out = bytes(body, layout.scale_bytes(in.count) + (in.count + 7) / 8);
+  Call call(in.count);
+  return sign::encode(in, r, dtype_from_code(dtype), layout, out);
+}
+
+void decode_sign(const py::array& body, int dtype, size_t block_size, py::array out, bool accumulate, float scale) {
+  Output target = output(out, accumulate, scale);
+  sign::Layout layout = sign_layout(block_size);
+  const uint8_t* in = bytes_in(body, layout.scale_bytes(target.count) + (target.count + 7) / 8);
+  Fault fault;
+  {
+    Call call(target.count);
+    fault = sign::decode(in, dtype_from_code(dtype), layout, target);
+  }
+  raise_if(fault);
+}
+
+bool encode_cast(const py::array& x, std::optional<py::array> residual, int dtype, int wire, py::array body) {
+  Entries in = entries(x);
+  float* r = residual_or_null(residual, in.count);
+  uint8_t* out = bytes(body, in.count * item_bytes(dtype_from_code(wire)));
+  Call call(in.count);
+  return cast::encode(in, r, dtype_from_code(dtype), dtype_from_code(wire), out);
+}
+
+void decode_cast(const py::array& body, int dtype, int wire, py::array out, bool accumulate, float scale) {
+  Output target = output(out, accumulate, scale);
+  const uint8_t* in = bytes_in(body, target.count * item_bytes(dtype_from_code(wire)));
+  Fault fault;
+  {
+    Call call(target.count);
+    fault = cast::decode(in, dtype_from_code(dtype), dtype_from_code(wire), target);
+  }
+  raise_if(fault);
+}
+
+void encode_index(int form, const py::array& index, size_t n, py::array stream) {
+  size_t k = size_of(index);
+  const uint32_t* in = indices(index);
+  require_below(in, k, n);
+  uint8_t* out = bytes(stream, index_stream_bytes(index_form(form), n, k));
+  Call call(k);
+  index::encode(index_form(form), in, n, k, out);
+}
+
+py::array_t<uint32_t> decode_index(int form, const py::array& stream, size_t n, size_t k) {
+  require(k <= n, "k must not exceed n");
+  const uint8_t* in = bytes_in(stream, index_stream_bytes(index_form(form), n, k));
+  py::array_t<uint32_t> index(static_cast<py::ssize_t>(k));
+  uint32_t* out = index.mutable_data();
+  Fault fault;
+  {
+    Call call(k);
+    fault = index::decode(index_form(form), in, n, k, out);
+  }
+  raise_if(fault);
+  return index;
+}
+
+py::array_t<uint32_t> draw_index(size_t n, size_t k, uint64_t seed, uint32_t step) {
+  require(k <= n && n <= UINT32_MAX, "need k <= n < 2^32");
+  py::array_t<uint32_t> index(static_cast<py::ssize_t>(k));
+  uint32_t* out = index.mutable_data();
+  Call call(k);
+  index::draw(n, k, seed, step, out);
+  return index;
+}
+
+py::array_t<float> gather(const py::array& x, const py::array& index) {
+  Entries in = entries(x);
+  size_t k = size_of(index);
+  const uint32_t* at = indices(index);
+  require_below(at, k, in.count);
+  py::array_t<float> value(static_cast<py::ssize_t>(k));
+  float* out = value.mutable_data();
+  Call call(k);
+  index::gather(in, at, k, out);
+  return value;
+}
+
+void scatter(const py::array& index, py::array value, py::array out, bool accumulate, float scale) {
+  size_t k = size_of(index);
+  const uint32_t* at = indices(index);
+  const float* v = floats(value, k);
+  Output target = output(out, accumulate, scale);
+  require_below(at, k, target.count);
+  Call call(k);
+  index::scatter(at, v, k, target);
+}
+
+void settle(py::array residual, const py::array& index, py::array value, py::array decoded) {
+  size_t n = size_of(residual), k = size_of(index);
+  const uint32_t* at = indices(index);
+  float *r = floats(residual, n), *v = floats(value, k), *d = floats(decoded, k);
+  require_below(at, k, n);
+  Call call(k);
+  index::settle(r, at, v, d, k);
+}
+
+bool all_finite(const py::array& x) {
+  Entries in = entries(x);
+  Call call(in.count);
+  return cast::all_finite(in);
+}
+
+bool accumulate(const py::array& x, py::array residual) {
+  Entries in = entries(x);
+  float* r = floats(residual, in.count);
+  Call call(in.count);
+  return cast::accumulate(in, r);
+}
+
+void subtract(py::array residual, py::array decoded) {
+  size_t n = size_of(residual);
+  float *r = floats(residual, n), *d = floats(decoded, n);
+  Call call(n);
+  cast::subtract(r, d, n);
+}
+
+void widen(const py::array& x, py::array out) {
+  Entries in = entries(x);
+  float* target = floats(out, in.count);
+  Call call(in.count);
+  cast::widen(in, target);
+}
+
+void round_values(int dtype, py::array values) {
+  size_t n = size_of(values);
+  float* v = floats(values, n);
+  Call call(n);
+  cast::round(dtype_from_code(dtype), v, n);
+}
+
+void emit(py::array values, py::array out, bool accumulate, float scale) {
+  Output target = output(out, accumulate, scale);
+  float* v = floats(values, target.count);
+  Call call(target.count);
+  cast::emit(v, target);
+}
+
+uint32_t crc32c(const py::buffer& data, uint32_t crc) {
+  py::buffer_info info = data.request();
+  require(info.itemsize == 1 && info.ndim <= 1 && (info.size <= 1 || info.strides[0] == 1), "data must be contiguous bytes");
+  auto size = static_cast<size_t>(info.size);
+  Call call(size);
+  return active().crc32c(crc, info.ptr, size);
+}
+
+std::vector<std::string> kernels_available() {
+  std::vector<std::string> names;
+  for (const Kernels* kernels : available()) names.emplace_back(kernels->name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native kernels on contiguous arrays; use them through the tersegrad package.";
+  using namespace py::literals;
+  m.def("select_topk", select_topk, "x"_a, "residual"_a, "k"_a);
+  m.def("select_chunks", select_chunks, "x"_a, "residual"_a, "k"_a, "chunk"_a);
+  m.def("encode_quantize", encode_quantize, "x"_a, "residual"_a, "dtype"_a, "bits"_a, "block_size"_a, "seed"_a, "step"_a, "body"_a);
+  m.def("decode_quantize", decode_quantize, "body"_a, "dtype"_a, "bits"_a, "block_size"_a, "out"_a, "accumulate"_a, "scale"_a);
+  m.def("encode_sign", encode_sign, "x"_a, "residual"_a, "dtype"_a, "block_size"_a, "body"_a);
+  m.def("decode_sign", decode_sign, "body"_a, "dtype"_a, "block_size"_a, "out"_a, "accumulate"_a, "scale"_a);
+  m.def("encode_cast", encode_cast, "x"_a, "residual"_a, "dtype"_a, "wire"_a, "body"_a);
+  m.def("decode_cast", decode_cast, "body"_a, "dtype"_a, "wire"_a, "out"_a, "accumulate"_a, "scale"_a);
+  m.def("encode_index", encode_index, "form"_a, "index"_a, "n"_a, "stream"_a);
+  m.def("decode_index", decode_index, "form"_a, "stream"_a, "n"_a, "k"_a);
+  m.def("draw_index", draw_index, "n"_a, "k"_a, "seed"_a, "step"_a);
+  m.def("index_bytes", [](int form, uint64_t n, uint64_t k) { return index_stream_bytes(index_form(form), n, k); }, "form"_a, "n"_a, "k"_a);
+  m.def("smallest_index_form", [](uint64_t n, uint64_t k) { return static_cast<int>(smallest_index_form(n, k)); }, "n"_a, "k"_a);
+  m.def("gather", gather, "x"_a, "index"_a);
+  m.def("scatter", scatter, "index"_a, "value"_a, "out"_a, "accumulate"_a, "scale"_a);
+  m.def("settle", settle, "residual"_a, "index"_a, "value"_a, "decoded"_a);
+  m.def("all_finite", all_finite, "x"_a);
+  m.def("accumulate", accumulate, "x"_a, "residual"_a);
+  m.def("subtract", subtract, "residual"_a, "decoded"_a);
+  m.def("widen", widen, "x"_a, "out"_a);
+  m.def("round_values", round_values, "dtype"_a, "values"_a);
+  m.def("emit", emit, "values"_a, "out"_a, "accumulate"_a, "scale"_a);
+  m.def("crc32c", crc32c, "data"_a, "crc"_a = 0);
+  m.def("kernels_available", kernels_available);
+  m.def("kernels_active", [] { return std::string(active().name); });
+  m.def("kernels_use", &use, "name"_a);
+  m.def("thread_count", &thread_count);
+  m.def("set_thread_count", &set_thread_count, "count"_a);
+}

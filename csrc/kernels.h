@@ -1,0 +1,63 @@
+// The chunk kernels: one table per instruction set. A kernel sees one chunk: no threads, no allocation, no failure. All
+// variants of a kernel write the same bits; what they write is defined by the family's spec.h.
+#pragma once
+
+#include "bits.h"
+
+namespace tersegrad {
+
+// Random bits for stochastic rounding; null means round to nearest.
+struct Noise {
+  uint64_t seed;
+  uint32_t step;
+};
+
+// Arrays of functions over dtypes are indexed by dtype_slot, those over code widths by bits_slot.
+constexpr int kDTypes = 3;
+inline int dtype_slot(DType dtype) { return static_cast<int>(dtype) - 1; }
+constexpr int kCodeWidths = 3;
+inline int bits_slot(int bits) { return bits == 8 ? 0 : bits == 4 ? 1 : 2; }
+
+// collect may write this many entries beyond the count it returns.
+constexpr size_t kCollectSlack = 16;
+
+struct Kernels {
+  const char* name;
+
+  // cast: entries in and out of float32. Those that return a key return the largest key_of they saw.
+  uint32_t (*max_key[kDTypes])(const void* x, size_t n);
+  uint32_t (*widen[kDTypes])(const void* x, float* out, size_t n);
+  uint32_t (*accumulate[kDTypes])(const void* x, float* residual, size_t n);  // residual += x
+  void (*narrow[kDTypes])(const float* values, void* out, size_t n);          // round(dtype, v), stored as dtype
+  void (*round[kDTypes])(float* values, size_t n);                            // round(dtype, v), in place
+  void (*multiply)(float* values, float scale, size_t n);
+  void (*add_scaled)(float* out, const float* values, float scale, size_t n);  // out += scale * values
+  void (*subtract)(float* residual, const float* decoded, size_t n);          // residual -= decoded
+
+  // topk: appends index (base + i) and value of every entry with key >= threshold, in order, and returns how many. Room for
+  // n + kCollectSlack entries. threshold <= kInfinity. The second form first stores residual += x and collects the sums.
+  size_t (*collect[kDTypes])(const void* x, size_t n, uint32_t base, uint32_t threshold, uint32_t* index,
+                             float* value);
+  size_t (*accumulate_collect[kDTypes])(const void* x, float* residual, size_t n, uint32_t base,
+                                        uint32_t threshold, uint32_t* index, float* value);
+  // Keeps, in place and in order, the entries with a key above kth and the first `ties` of those with that key.
+  size_t (*compact)(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties);
+
+  // quantize: one block. `first` is the tensor index of a[0], a multiple of 64; codes start at a byte.
+  void (*quantize[kCodeWidths])(const float* a, size_t n, float inverse, const Noise* noise, uint64_t first,
+                                uint8_t* codes);
+  void (*dequantize[kCodeWidths])(const uint8_t* codes, float scale, float* out, size_t n);
+
+  // sign: one block. Bits start at a byte.
+  float (*sum_magnitude)(const float* a, size_t n);
+  void (*pack_signs)(const float* a, size_t n, uint8_t* bits);
+  void (*unpack_signs)(const uint8_t* bits, float scale, float* out, size_t n);
+
+  // crc: continues a CRC-32C; start with 0.
+  uint32_t (*crc32c)(uint32_t crc, const void* data, size_t bytes);
+};
+
+// The table in use; never null.
+const Kernels& active();
+
+}  // namespace tersegrad

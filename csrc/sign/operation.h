@@ -1,0 +1,20 @@
+// Signs and block means of a whole tensor: docs/format.md, codec 4.
+#pragma once
+
+#include "../tensor.h"
+
+namespace tersegrad::sign {
+
+struct Layout {
+  size_t block_size;  // entries, a multiple of 64
+
+  size_t blocks(size_t n) const { return (n + block_size - 1) / block_size; }
+  size_t scale_bytes(size_t n) const { return blocks(n) * sizeof(float); }
+};
+
+// Writes scales and bits to body. With a residual: a = x + residual, and residual becomes a minus what a payload of dtype `dtype`
+// decodes to. False when an entry is not finite.
+bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout, uint8_t* body);
+Fault decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out);
+
+}  // namespace tersegrad::sign

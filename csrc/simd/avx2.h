@@ -1,0 +1,176 @@
+// Sixteen lanes as two AVX2 registers.
+#pragma once
+
+#include "x86.h"
+
+namespace tersegrad {
+namespace {
+
+struct F {
+  __m256 r[2];
+};
+struct U {
+  __m256i r[2];
+};
+
+inline F load(const float* p) { return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}}; }
+inline U load(const uint32_t* p) {
+  auto q = reinterpret_cast<const __m256i*>(p);
+  return {{_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)}};
+}
+inline void store(float* p, F v) {
+  _mm256_storeu_ps(p, v.r[0]);
+  _mm256_storeu_ps(p + 8, v.r[1]);
+}
+inline void store(uint32_t* p, U v) {
+  auto q = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, v.r[0]);
+  _mm256_storeu_si256(q + 1, v.r[1]);
+}
+inline F splat(float v) { return {{_mm256_set1_ps(v), _mm256_set1_ps(v)}}; }
+inline U splat(uint32_t v) {
+  __m256i r = _mm256_set1_epi32(static_cast<int>(v));
+  return {{r, r}};
+}
+inline U lane_numbers() {
+  return {{_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)}};
+}
+
+inline F load_half(const uint16_t* p) {
+  auto q = reinterpret_cast<const __m128i*>(p);
+  return {{_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))}};
+}
+inline void store_half(uint16_t* p, F v) {
+  auto q = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(q, _mm256_cvtps_ph(v.r[0], _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(q + 1, _mm256_cvtps_ph(v.r[1], _MM_FROUND_TO_NEAREST_INT));
+}
+inline U load_u16(const uint16_t* p) {
+  auto q = reinterpret_cast<const __m128i*>(p);
+  return {{_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))}};
+}
+inline void store_u16(uint16_t* p, U v) {
+  __m256i packed = _mm256_packus_epi32(v.r[0], v.r[1]);  // packs within 128-bit halves: put them in order
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+#define TG_LANES(type, expression)                       \
+  type out;                                              \
+  for (int h = 0; h < 2; ++h) out.r[h] = expression;     \
+  return out
+
+inline U bits(F v) { TG_LANES(U, _mm256_castps_si256(v.r[h])); }
+inline F floats(U v) { TG_LANES(F, _mm256_castsi256_ps(v.r[h])); }
+inline F operator+(F a, F b) { TG_LANES(F, _mm256_add_ps(a.r[h], b.r[h])); }
+inline F operator-(F a, F b) { TG_LANES(F, _mm256_sub_ps(a.r[h], b.r[h])); }
+inline F operator*(F a, F b) { TG_LANES(F, _mm256_mul_ps(a.r[h], b.r[h])); }
+inline U operator+(U a, U b) { TG_LANES(U, _mm256_add_epi32(a.r[h], b.r[h])); }
+inline U operator&(U a, U b) { TG_LANES(U, _mm256_and_si256(a.r[h], b.r[h])); }
+inline U operator|(U a, U b) { TG_LANES(U, _mm256_or_si256(a.r[h], b.r[h])); }
+inline U operator^(U a, U b) { TG_LANES(U, _mm256_xor_si256(a.r[h], b.r[h])); }
+template <int count>
+inline U shift_left(U v) {
+  TG_LANES(U, _mm256_slli_epi32(v.r[h], count));
+}
+template <int count>
+inline U shift_right(U v) {
+  TG_LANES(U, _mm256_srli_epi32(v.r[h], count));
+}
+template <int count>
+inline U shift_right_signed(U v) {
+  TG_LANES(U, _mm256_srai_epi32(v.r[h], count));
+}
+inline U larger(U a, U b) { TG_LANES(U, _mm256_max_epu32(a.r[h], b.r[h])); }
+inline U smaller(U a, U b) { TG_LANES(U, _mm256_min_epu32(a.r[h], b.r[h])); }
+inline uint32_t largest_lane(U v) {
+  __m256i m = _mm256_max_epu32(v.r[0], v.r[1]);
+  __m128i q = _mm_max_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+  q = _mm_max_epu32(q, _mm_shuffle_epi32(q, 0x4e));
+  q = _mm_max_epu32(q, _mm_shuffle_epi32(q, 0xb1));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(q));
+}
+// Integers below 2^31: a >= b is not b > a.
+inline uint32_t at_least(U a, U b) {
+  uint32_t mask[2];
+  for (int h = 0; h < 2; ++h) {
+    __m256i below = _mm256_cmpgt_epi32(b.r[h], a.r[h]);
+    mask[h] = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(below)));
+  }
+  return ~(mask[0] | mask[1] << 8) & 0xffffu;
+}
+inline U nearest_int(F v) { TG_LANES(U, _mm256_cvtps_epi32(v.r[h])); }
+inline F to_float(U v) { TG_LANES(F, _mm256_cvtepi32_ps(v.r[h])); }
+
+inline U multiply_low(U a, U b) { TG_LANES(U, _mm256_mullo_epi32(a.r[h], b.r[h])); }
+struct Product {
+  U high, low;
+};
+// The 64-bit products of the lanes, as halves; even and odd lanes are multiplied apart.
+inline Product multiply(U a, U b) {
+  Product out;
+  for (int h = 0; h < 2; ++h) {
+    __m256i even = _mm256_mul_epu32(a.r[h], b.r[h]);
+    __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.r[h], 32), b.r[h]);
+    out.high.r[h] = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    out.low.r[h] = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  }
+  return out;
+}
+
+// Bit j of the mask is the sign bit of lane j.
+inline uint32_t sign_mask(F v) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(v.r[0]) | _mm256_movemask_ps(v.r[1]) << 8);
+}
+inline U spread_signs(uint32_t mask) {
+  __m256i all = _mm256_set1_epi32(static_cast<int>(mask));
+  const __m256i low = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+  const __m256i high = _mm256_setr_epi32(23, 22, 21, 20, 19, 18, 17, 16);
+  const __m256i sign = _mm256_set1_epi32(static_cast<int>(~kMagnitude));
+  return {{_mm256_and_si256(_mm256_sllv_epi32(all, low), sign),
+           _mm256_and_si256(_mm256_sllv_epi32(all, high), sign)}};
+}
+
+// For each 8-bit mask, the positions of its set bits as bytes, lowest first: the shuffle that AVX2 lacks an instruction for.
+struct CompressTable {
+  uint64_t positions[256];
+  constexpr CompressTable() : positions() {
+    for (int mask = 0; mask < 256; ++mask) {
+      int count = 0;
+      for (int bit = 0; bit < 8; ++bit) {
+        if (mask >> bit & 1) positions[mask] |= static_cast<uint64_t>(bit) << (8 * count++);
+      }
+    }
+  }
+};
+constexpr CompressTable kCompress;
+
+inline __m256i compress_half(uint32_t mask, __m256i v) {
+  __m128i bytes = _mm_cvtsi64_si128(static_cast<long long>(kCompress.positions[mask]));
+  return _mm256_permutevar8x32_epi32(v, _mm256_cvtepu8_epi32(bytes));
+}
+// Stores all sixteen lanes, the chosen ones first; only those are meaningful.
+inline void compress(uint32_t* p, uint32_t mask, U v) {
+  uint32_t low = mask & 0xffu;
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), compress_half(low, v.r[0]));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + _mm_popcnt_u32(low)), compress_half(mask >> 8, v.r[1]));
+}
+inline void compress(float* p, uint32_t mask, F v) {
+  uint32_t low = mask & 0xffu;
+  U u = bits(v);
+  _mm256_storeu_ps(p, _mm256_castsi256_ps(compress_half(low, u.r[0])));
+  _mm256_storeu_ps(p + _mm_popcnt_u32(low), _mm256_castsi256_ps(compress_half(mask >> 8, u.r[1])));
+}
+
+inline B narrow_bytes(U v) {
+  const __m256i mask = _mm256_set1_epi32(0xff);
+  __m256i words = _mm256_packus_epi32(_mm256_and_si256(v.r[0], mask), _mm256_and_si256(v.r[1], mask));
+  words = _mm256_permute4x64_epi64(words, 0xd8);
+  return {_mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1))};
+}
+inline U widen_bytes(B v) {
+  return {{_mm256_cvtepi8_epi32(v.r), _mm256_cvtepi8_epi32(_mm_srli_si128(v.r, 8))}};
+}
+#undef TG_LANES
+
+}  // namespace
+}  // namespace tersegrad

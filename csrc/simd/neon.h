@@ -1,0 +1,185 @@
+// Sixteen lanes as four NEON registers (aarch64).
+#pragma once
+
+#include <arm_neon.h>
+
+#include "../bits.h"
+
+namespace tersegrad {
+namespace {
+
+struct F {
+  float32x4_t r[4];
+};
+struct U {
+  uint32x4_t r[4];
+};
+struct B {
+  uint8x16_t r;
+};
+
+#define TG_LANES(type, expression)                       \
+  type out;                                              \
+  for (int q = 0; q < 4; ++q) out.r[q] = expression;     \
+  return out
+
+inline F load(const float* p) { TG_LANES(F, vld1q_f32(p + 4 * q)); }
+inline U load(const uint32_t* p) { TG_LANES(U, vld1q_u32(p + 4 * q)); }
+inline void store(float* p, F v) {
+  for (int q = 0; q < 4; ++q) vst1q_f32(p + 4 * q, v.r[q]);
+}
+inline void store(uint32_t* p, U v) {
+  for (int q = 0; q < 4; ++q) vst1q_u32(p + 4 * q, v.r[q]);
+}
+inline F splat(float v) { TG_LANES(F, vdupq_n_f32(v)); }
+inline U splat(uint32_t v) { TG_LANES(U, vdupq_n_u32(v)); }
+inline U lane_numbers() {
+  const uint32_t first[4] = {0, 1, 2, 3};
+  TG_LANES(U, vaddq_u32(vld1q_u32(first), vdupq_n_u32(4u * static_cast<uint32_t>(q))));
+}
+
+inline F load_half(const uint16_t* p) {
+  TG_LANES(F, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * q))));
+}
+inline void store_half(uint16_t* p, F v) {
+  for (int q = 0; q < 4; ++q) vst1_u16(p + 4 * q, vreinterpret_u16_f16(vcvt_f16_f32(v.r[q])));
+}
+inline U load_u16(const uint16_t* p) { TG_LANES(U, vmovl_u16(vld1_u16(p + 4 * q))); }
+inline void store_u16(uint16_t* p, U v) {
+  for (int q = 0; q < 4; ++q) vst1_u16(p + 4 * q, vmovn_u32(v.r[q]));
+}
+
+inline U bits(F v) { TG_LANES(U, vreinterpretq_u32_f32(v.r[q])); }
+inline F floats(U v) { TG_LANES(F, vreinterpretq_f32_u32(v.r[q])); }
+inline F operator+(F a, F b) { TG_LANES(F, vaddq_f32(a.r[q], b.r[q])); }
+inline F operator-(F a, F b) { TG_LANES(F, vsubq_f32(a.r[q], b.r[q])); }
+inline F operator*(F a, F b) { TG_LANES(F, vmulq_f32(a.r[q], b.r[q])); }
+inline U operator+(U a, U b) { TG_LANES(U, vaddq_u32(a.r[q], b.r[q])); }
+inline U operator&(U a, U b) { TG_LANES(U, vandq_u32(a.r[q], b.r[q])); }
+inline U operator|(U a, U b) { TG_LANES(U, vorrq_u32(a.r[q], b.r[q])); }
+inline U operator^(U a, U b) { TG_LANES(U, veorq_u32(a.r[q], b.r[q])); }
+template <int count>
+inline U shift_left(U v) {
+  TG_LANES(U, vshlq_n_u32(v.r[q], count));
+}
+template <int count>
+inline U shift_right(U v) {
+  TG_LANES(U, vshrq_n_u32(v.r[q], count));
+}
+template <int count>
+inline U shift_right_signed(U v) {
+  TG_LANES(U, vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(v.r[q]), count)));
+}
+inline U larger(U a, U b) { TG_LANES(U, vmaxq_u32(a.r[q], b.r[q])); }
+inline U smaller(U a, U b) { TG_LANES(U, vminq_u32(a.r[q], b.r[q])); }
+inline uint32_t largest_lane(U v) {
+  return vmaxvq_u32(vmaxq_u32(vmaxq_u32(v.r[0], v.r[1]), vmaxq_u32(v.r[2], v.r[3])));
+}
+// One bit per lane from lanes that are all ones or all zeros.
+inline uint32_t lane_mask(U chosen) {
+  const uint32_t weights[4] = {1, 2, 4, 8};
+  uint32_t mask = 0;
+  for (int q = 0; q < 4; ++q) mask |= vaddvq_u32(vandq_u32(chosen.r[q], vld1q_u32(weights))) << (4 * q);
+  return mask;
+}
+inline uint32_t at_least(U a, U b) {
+  U chosen;
+  for (int q = 0; q < 4; ++q) chosen.r[q] = vcgeq_u32(a.r[q], b.r[q]);
+  return lane_mask(chosen);
+}
+inline U nearest_int(F v) { TG_LANES(U, vreinterpretq_u32_s32(vcvtnq_s32_f32(v.r[q]))); }
+inline F to_float(U v) { TG_LANES(F, vcvtq_f32_s32(vreinterpretq_s32_u32(v.r[q]))); }
+
+inline U multiply_low(U a, U b) { TG_LANES(U, vmulq_u32(a.r[q], b.r[q])); }
+struct Product {
+  U high, low;
+};
+inline Product multiply(U a, U b) {
+  Product out;
+  for (int q = 0; q < 4; ++q) {
+    uint32x4_t first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a.r[q]), vget_low_u32(b.r[q])));
+    uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(a.r[q], b.r[q]));
+    out.low.r[q] = vuzp1q_u32(first, second);
+    out.high.r[q] = vuzp2q_u32(first, second);
+  }
+  return out;
+}
+
+// Bit j of the mask is the sign bit of lane j.
+inline uint32_t sign_mask(F v) { return lane_mask(shift_right_signed<31>(bits(v))); }
+inline U spread_signs(uint32_t mask) {
+  const int32_t first[4] = {31, 30, 29, 28};
+  TG_LANES(U, vandq_u32(vshlq_u32(vdupq_n_u32(mask), vsubq_s32(vld1q_s32(first), vdupq_n_s32(4 * q))),
+                        vdupq_n_u32(~kMagnitude)));
+}
+
+// Writes the chosen lanes; may write up to sixteen.
+template <class T, class V>
+inline void compress_lanes(T* p, uint32_t mask, V v) {
+  T lanes[16];
+  store(lanes, v);
+  for (; mask != 0; mask &= mask - 1) *p++ = lanes[__builtin_ctz(mask)];
+}
+inline void compress(uint32_t* p, uint32_t mask, U v) { compress_lanes(p, mask, v); }
+inline void compress(float* p, uint32_t mask, F v) { compress_lanes(p, mask, v); }
+
+inline B narrow_bytes(U v) {
+  uint16x8_t low = vcombine_u16(vmovn_u32(v.r[0]), vmovn_u32(v.r[1]));
+  uint16x8_t high = vcombine_u16(vmovn_u32(v.r[2]), vmovn_u32(v.r[3]));
+  return {vcombine_u8(vmovn_u16(low), vmovn_u16(high))};
+}
+inline U widen_bytes(B v) {
+  int8x16_t bytes = vreinterpretq_s8_u8(v.r);
+  int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+  return {{vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(low))), vreinterpretq_u32_s32(vmovl_high_s16(low)),
+           vreinterpretq_u32_s32(vmovl_s16(vget_low_s16(high))), vreinterpretq_u32_s32(vmovl_high_s16(high))}};
+}
+
+// Merges neighbours of `width` bits: even | odd << width, in the low half of the result.
+template <int width>
+inline uint8x16_t merge(uint8x16_t v) {
+  v = vandq_u8(v, vdupq_n_u8((1 << width) - 1));
+  return vorrq_u8(vuzp1q_u8(v, v), vshlq_n_u8(vuzp2q_u8(v, v), width));
+}
+
+template <int width>
+inline void store_codes(uint8_t* p, B codes) {
+  if constexpr (width == 8) {
+    vst1q_u8(p, codes.r);
+  } else if constexpr (width == 4) {
+    vst1_u8(p, vget_low_u8(merge<4>(codes.r)));
+  } else {
+    uint32_t word = vgetq_lane_u32(vreinterpretq_u32_u8(merge<4>(merge<2>(codes.r))), 0);
+    memcpy(p, &word, sizeof word);
+  }
+}
+
+// 8 bytes of nibbles, or 8 nibbles of crumbs, to 16 bytes: low part first.
+template <int width>
+inline uint8x16_t split(uint8x16_t v) {
+  const uint8x16_t mask = vdupq_n_u8((1 << width) - 1);
+  return vzip1q_u8(vandq_u8(v, mask), vandq_u8(vshrq_n_u8(v, width), mask));
+}
+
+// Sign-extends two's complement codes of `sign` = 1 << (width - 1) held in the low bits of bytes.
+inline uint8x16_t extend_codes(uint8x16_t codes, uint8_t sign) {
+  return vsubq_u8(veorq_u8(codes, vdupq_n_u8(sign)), vdupq_n_u8(sign));
+}
+
+template <int width>
+inline B load_codes(const uint8_t* p) {
+  if constexpr (width == 8) {
+    return {vld1q_u8(p)};
+  } else if constexpr (width == 4) {
+    return {extend_codes(split<4>(vcombine_u8(vld1_u8(p), vdup_n_u8(0))), 8)};
+  } else {
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    uint8x16_t bytes = vreinterpretq_u8_u32(vdupq_n_u32(word));
+    return {extend_codes(split<2>(split<4>(bytes)), 2)};
+  }
+}
+#undef TG_LANES
+
+}  // namespace
+}  // namespace tersegrad

@@ -1,0 +1,241 @@
+// How one pass suffices. A sample suggests a threshold that a little more than k entries reach; one pass collects those that
+// do, and an exact selection among these few finishes the job. The sample can mislead, yet the result is always exact:
+//  * too many candidates: the buffer is cut to its best k, and the threshold becomes the k-th key plus one. Entries with that
+//    very key that come later would lose their tie against the k that are there, so none is missed. Each cut is paid for by
+//    the k / 2 entries that filled the buffer, so the worst input costs a constant factor.
+//  * too few: the pass is repeated with a lower threshold, at last with zero, where the first rule does all the work.
+#include "operation.h"
+
+#include <functional>
+#include <vector>
+
+#include "spec.h"
+
+namespace tersegrad::topk {
+namespace {
+
+// Below this many entries all of them are candidates; above, this many samples at most, in runs of neighbours that share a
+// cache line.
+constexpr size_t kSampleFrom = 8 * 1024;
+constexpr size_t kSamples = 32 * 1024;
+constexpr size_t kRun = 16;
+
+constexpr size_t kScan = 32 * 1024;       // entries between two looks at the buffer
+constexpr size_t kSmallSelection = 4096;  // up to here a copy of the keys and nth_element win over a histogram
+
+struct Rank {
+  uint32_t key;  // the k-th largest
+  size_t above;  // how many are larger
+};
+
+Rank rank_small(const float* value, size_t n, size_t k) {
+  std::vector<uint32_t> keys(n);
+  for (size_t i = 0; i < n; ++i) keys[i] = key_of(value[i]);
+  auto kth = keys.begin() + static_cast<std::ptrdiff_t>(k - 1);
+  std::nth_element(keys.begin(), kth, keys.end(), std::greater<>());
+  auto above = std::count_if(keys.begin(), kth, [kth](uint32_t key) { return key > *kth; });
+  return {*kth, static_cast<size_t>(above)};
+}
+
+// Radix selection, most significant digit first: a histogram of the entries that match the prefix found so far tells the next
+// digit. Keys have 31 bits: digits of 11, 10 and 10.
+Rank rank_large(const float* value, size_t n, size_t k) {
+  uint32_t prefix = 0;
+  size_t above = 0;
+  const struct {
+    int shift, bits;
+  } digits[] = {{20, 11}, {10, 10}, {0, 10}};
+  for (auto [shift, bits] : digits) {
+    uint32_t histogram[2048] = {};
+    for (size_t i = 0; i < n; ++i) {
+      uint32_t digits_so_far = key_of(value[i]) >> shift;
+      if (digits_so_far >> bits == prefix) ++histogram[digits_so_far & ((1u << bits) - 1)];
+    }
+    uint32_t digit = (1u << bits) - 1;
+    while (above + histogram[digit] < k) above += histogram[digit--];
+    prefix = prefix << bits | digit;
+  }
+  return {prefix, above};
+}
+
+Rank rank_of(const float* value, size_t n, size_t k) {
+  return n <= kSmallSelection ? rank_small(value, n, k) : rank_large(value, n, k);
+}
+
+// A sample of the magnitudes, and the thresholds it suggests.
+class Sample {
+ public:
+  Sample(const Entries& x, const float* residual, size_t k) : density_(double(k) / double(x.count)) {
+    if (x.count < kSampleFrom) return;
+    size_t runs = std::min(kSamples, x.count / 32) / kRun;
+    size_t stride = x.count / runs;
+    values_.resize(runs * kRun);
+    uint32_t shuffle = 1;
+    for (size_t run = 0; run < runs; ++run) {
+      // Uneven distances, so that a regular pattern in x cannot hide between the samples.
+      shuffle = shuffle * 1664525u + 1013904223u;
+      size_t at = run * stride + (stride - kRun) * (shuffle >> 16) / 65536;
+      float* sampled = values_.data() + run * kRun;
+      active().widen[dtype_slot(x.dtype)](x.at(at), sampled, kRun);
+      if (residual != nullptr) active().add_scaled(sampled, residual + at, 1.0f, kRun);
+    }
+  }
+
+  // A key that more than k entries reach, but for bad luck; each attempt is more careful. Zero is reached by all.
+  uint32_t threshold(int attempt) const {
+    double mean = density_ * double(values_.size());
+    double deviation = std::sqrt(mean * (1 - density_));
+    rank_ = attempt == 0 ? mean + 5 * deviation + 8 : 2 * rank_ + 32;
+    if (attempt > 2 || rank_ >= double(values_.size())) return 0;
+    return std::min(rank_of(values_.data(), values_.size(), size_t(rank_)).key, kInfinity);
+  }
+
+  // How many of n entries reach the last threshold, about.
+  size_t expected(size_t n) const {
+    return values_.empty() ? n : size_t(double(n) * std::min(1.0, rank_ / double(values_.size())));
+  }
+
+ private:
+  double density_;
+  std::vector<float> values_;
+  mutable double rank_ = 0;
+};
+
+// One thread's part of the pass: the entries of [begin, end) that can be among the first k.
+Outcome scan(const Entries& x, float* residual, size_t begin, size_t end, size_t k, uint32_t threshold,
+             size_t expected, Candidates& found) {
+  const Kernels& kernels = active();
+  const int from = dtype_slot(x.dtype);
+  const size_t piece = std::min(kScan, end - begin), room = piece + kCollectSlack;
+  const size_t limit = k + k / 2 + room;
+  if (!found.reserve(std::min(limit, expected + room))) return Outcome::out_of_memory;
+  for (size_t i = begin; i < end; i += piece) {
+    size_t n = std::min(piece, end - i);
+    if (found.capacity - found.count < n + kCollectSlack) {
+      if (found.capacity < limit) {
+        if (!found.reserve(std::min(limit, 2 * found.capacity + room))) return Outcome::out_of_memory;
+      } else {
+        threshold = std::min(found.keep_largest(k) + 1, kInfinity);
+      }
+    }
+    uint32_t* index = found.index.get() + found.count;
+    float* value = found.value.get() + found.count;
+    found.count += residual ? kernels.accumulate_collect[from](x.at(i), residual + i, n, static_cast<uint32_t>(i),
+                                                               threshold, index, value)
+                            : kernels.collect[from](x.at(i), n, static_cast<uint32_t>(i), threshold, index, value);
+  }
+  return Outcome::ok;
+}
+
+Outcome worse(Outcome a, Outcome b) { return std::max(a, b); }
+
+}  // namespace
+
+bool Candidates::reserve(size_t wanted) {
+  if (wanted <= capacity) return true;
+  auto* indices = static_cast<uint32_t*>(std::realloc(index.get(), wanted * sizeof(uint32_t)));
+  if (indices == nullptr) return false;
+  (void)index.release();
+  index.reset(indices);
+  auto* values = static_cast<float*>(std::realloc(value.get(), wanted * sizeof(float)));
+  if (values == nullptr) return false;
+  (void)value.release();
+  value.reset(values);
+  capacity = wanted;
+  return true;
+}
+
+uint32_t Candidates::keep_largest(size_t k) {
+  Rank rank = rank_of(value.get(), count, k);
+  count = active().compact(index.get(), value.get(), count, rank.key, k - rank.above);
+  return rank.key;
+}
+
+Outcome select(const Entries& x, float* residual, size_t k, Candidates& out) {
+  const size_t ranges = x.count < kParallelFrom ? 1 : static_cast<size_t>(thread_count());
+  const size_t length = (x.count + ranges - 1) / ranges;
+  Sample sample(x, residual, k);
+  Entries entries = x;
+  std::vector<Candidates> found(ranges);
+  std::vector<Outcome> outcome(ranges, Outcome::ok);
+  size_t total = 0;
+  for (int attempt = 0; total < k; ++attempt) {
+    uint32_t threshold = sample.threshold(attempt);
+    parallel_for(ranges, [&](size_t range) {
+      size_t begin = std::min(x.count, range * length), end = std::min(x.count, begin + length);
+      found[range].count = 0;
+      if (begin == end) return;
+      outcome[range] = scan(entries, residual, begin, end, std::min(k, end - begin), threshold,
+                            sample.expected(end - begin), found[range]);
+    });
+    total = 0;
+    for (size_t range = 0; range < ranges; ++range) {
+      if (outcome[range] != Outcome::ok) return outcome[range];
+      total += found[range].count;
+    }
+    if (residual != nullptr) {  // it holds the sums now
+      entries = {residual, DType::float32, x.count};
+      residual = nullptr;
+    }
+  }
+  out = std::move(found[0]);
+  if (!out.reserve(total)) return Outcome::out_of_memory;
+  for (size_t range = 1; range < ranges; ++range) {
+    memcpy(out.index.get() + out.count, found[range].index.get(), found[range].count * sizeof(uint32_t));
+    memcpy(out.value.get() + out.count, found[range].value.get(), found[range].count * sizeof(float));
+    out.count += found[range].count;
+  }
+  if (out.count > k) out.keep_largest(k);
+  // An infinity or NaN outranks every number, so if there is one it survived.
+  bool finite = is_finite_key(active().max_key[dtype_slot(DType::float32)](out.value.get(), k));
+  return finite ? Outcome::ok : Outcome::not_finite;
+}
+
+Outcome select_chunks(const Entries& x, float* residual, size_t k, size_t chunk, uint32_t* index, float* value) {
+  const Kernels& kernels = active();
+  const size_t chunks = (x.count + chunk - 1) / chunk, per_task = std::max<size_t>(1, kChunk / chunk);
+  const size_t tasks = x.count < kParallelFrom ? 1 : (chunks + per_task - 1) / per_task;
+  const size_t group = (chunks + tasks - 1) / tasks;
+  std::atomic<Outcome> outcome{Outcome::ok};
+  parallel_for(tasks, [&](size_t task) {
+    Candidates found;
+    if (!found.reserve(std::min(chunk, x.count) + kCollectSlack)) {
+      outcome = worse(outcome, Outcome::out_of_memory);
+      return;
+    }
+    uint32_t threshold = 0;  // for the next chunk: a little below the k-th key of the last
+    for (size_t c = task * group; c < std::min(chunks, (task + 1) * group); ++c) {
+      size_t begin = c * chunk, n = std::min(chunk, x.count - begin), kept = std::min(k, n);
+      Entries entries{x.at(begin), x.dtype, n};
+      float* sums = residual ? residual + begin : nullptr;
+      auto base = static_cast<uint32_t>(begin);
+      uint32_t step = 1u << 22;
+      found.count = 0;
+      for (bool first = true; found.count < kept; first = false) {
+        if (!first) {  // half an octave lower, then one, two, ...
+          threshold = threshold > step ? threshold - step : 0;
+          step *= 2;
+        }
+        int from = dtype_slot(entries.dtype);
+        if (sums != nullptr && first) {
+          found.count = kernels.accumulate_collect[from](entries.data, sums, n, base, threshold, found.index.get(),
+                                                         found.value.get());
+          entries = {sums, DType::float32, n};
+        } else {
+          found.count =
+              kernels.collect[from](entries.data, n, base, threshold, found.index.get(), found.value.get());
+        }
+      }
+      uint32_t kth = found.keep_largest(kept);
+      if (!is_finite_key(active().max_key[dtype_slot(DType::float32)](found.value.get(), kept))) {
+        outcome = worse(outcome, Outcome::not_finite);
+      }
+      threshold = kth > 1u << 20 ? std::min(kth, kInfinity) - (1u << 20) : 0;
+      memcpy(index + c * k, found.index.get(), kept * sizeof(uint32_t));
+      memcpy(value + c * k, found.value.get(), kept * sizeof(float));
+    }
+  });
+  return outcome;
+}
+
+}  // namespace tersegrad::topk

@@ -1,0 +1,3 @@
+#include "table.h"
+
+TERSEGRAD_DEFINE_KERNELS(avx512)

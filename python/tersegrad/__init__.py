@@ -1,0 +1,49 @@
+"""tersegrad: gradient compression at the speed of memory.
+
+>>> import numpy as np, tersegrad as tg
+>>> gradient = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+>>> payload = tg.compress(gradient, tg.TopK(density=0.01, values=tg.Quantize(bits=4)))
+>>> message = bytes(payload)
+>>> restored = tg.decompress(message)
+"""
+
+from . import kernels
+from .api import compress, decompress
+from .codec import Codec
+from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, TopK
+from .errors import (
+    BackendError,
+    CodecError,
+    InputError,
+    NonFiniteError,
+    PayloadError,
+    StateError,
+    TersegradError,
+)
+from .feedback import ErrorFeedback
+from .payload import Payload
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Cast",
+    "ChunkTopK",
+    "Codec",
+    "CodecError",
+    "ErrorFeedback",
+    "Identity",
+    "InputError",
+    "NonFiniteError",
+    "Payload",
+    "PayloadError",
+    "Quantize",
+    "RandomK",
+    "Sign",
+    "StateError",
+    "TersegradError",
+    "TopK",
+    "compress",
+    "decompress",
+    "kernels",
+]

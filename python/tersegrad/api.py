@@ -1,0 +1,173 @@
+"""compress and decompress."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .buffers import (
+    Floats,
+    View,
+    has_numpy_bfloat16,
+    like,
+    new_entries,
+    residual_view,
+    view,
+    writable_view,
+)
+from .codec import Codec, check_codec, check_count, check_scale, check_step, encode
+from .errors import InputError, NonFiniteError, PayloadError
+from .payload import Payload, check_expected, check_kind
+
+if TYPE_CHECKING:
+    from .buffers import AnyArray
+
+NonFinite = Literal["error", "skip"]
+
+
+def check_nonfinite(choice: object) -> NonFinite:
+    """`choice`, if it is one."""
+    if choice == "error" or choice == "skip":
+        return choice  # type: ignore[return-value]
+    raise InputError(f"nonfinite must be 'error' or 'skip', not {choice!r}")
+
+
+def compress(
+    x: AnyArray,
+    codec: Codec,
+    *,
+    residual: AnyArray | None = None,
+    nonfinite: NonFinite = "error",
+    step: int = 0,
+) -> Payload:
+    """Compress a tensor.
+
+    Parameters
+    ----------
+    x : torch.Tensor or numpy.ndarray
+        float32, float16 or bfloat16, any shape, fewer than 2**32 entries, on the CPU.
+    codec : Codec
+        For example ``TopK(density=0.01, values=Quantize(bits=4))``.
+    residual : float32 array of x's kind and shape, optional
+        Error feedback (Seide et al. 2014; Stich et al. 2018): ``x + residual`` is compressed, and `residual` is left holding exactly
+        what the payload does not carry, ``residual == (x + residual_before) - decompress(payload)`` in float32, to the bit.
+    nonfinite : {"error", "skip"}
+        What to do when `x` holds an infinity or NaN: raise, or return a payload that decodes to zeros, with
+        ``payload.skipped`` set. The residual is untouched either way.
+    step : int
+        Call number, mixed into random streams, so that stochastic rounding and random masks differ from step to step.
+
+    Returns
+    -------
+    Payload
+
+    Raises
+    ------
+    InputError
+        If `x` or `residual` has the wrong kind, dtype, shape or layout.
+    NonFiniteError
+        If `x` holds an infinity or NaN and ``nonfinite="error"``.
+
+    Examples
+    --------
+    >>> import numpy as np, tersegrad as tg
+    >>> payload = tg.compress(np.array([0.1, -3, 0.2, 2], np.float32), tg.TopK(k=2))
+    >>> tg.decompress(payload)
+    array([ 0., -3.,  0.,  2.], dtype=float32)
+    """
+    source = view(x)
+    kept = None if residual is None else residual_view(residual, source)
+    return compress_view(source, check_codec(codec), kept, nonfinite, check_step(step))
+
+
+def compress_view(
+    x: View, codec: Codec, residual: Floats | None, nonfinite: NonFinite, step: int
+) -> Payload:
+    """`compress` on views."""
+    check_nonfinite(nonfinite)
+    n = check_count(x.array.size)
+    body = np.empty(codec.body_size(n, x.dtype), np.uint8)
+    finite = encode(x, codec, body, residual, step)
+    if not finite:
+        if nonfinite == "error":
+            raise NonFiniteError(
+                "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step"
+            )
+        zeros = View(new_entries(n, x.dtype, zero=True), x.dtype, x.shape, x.kind)
+        encode(zeros, codec, body, None, step)
+    return Payload(codec, x.dtype, x.shape, body, x.kind, step, not finite)
+
+
+def decompress(
+    source: Any,
+    *,
+    out: AnyArray | None = None,
+    accumulate: bool = False,
+    scale: float = 1.0,
+    expect: AnyArray | None = None,
+    kind: Literal["numpy", "torch"] | None = None,
+) -> AnyArray:
+    """Restore a tensor from a payload or its bytes.
+
+    Parameters
+    ----------
+    source : Payload, bytes, bytearray, memoryview, uint8 array or tensor
+    out : float32, float16 or bfloat16 array or tensor, optional
+        Contiguous, of the payload's shape; filled and returned instead of a new array.
+    accumulate : bool
+        ``out += scale * decoded``; needs `out`.
+    scale : float
+        Factor on the decoded values.
+    expect : array or tensor, optional
+        Refuse a payload of another shape or dtype than this one: for messages from strangers.
+    kind : {"numpy", "torch"}, optional
+        What to return. By default that of the input that was compressed, or for bytes NumPy (torch for a uint8 tensor, and for bfloat16
+        where NumPy lacks it).
+
+    Returns
+    -------
+    torch.Tensor or numpy.ndarray
+        Of the payload's dtype and shape, or `out`.
+
+    Raises
+    ------
+    PayloadError
+        If the bytes are not a payload that tersegrad could have written; `out` is unchanged.
+    InputError
+        If `out` does not fit.
+    """
+    if isinstance(source, Payload):
+        payload = source
+        if expect is not None:
+            check_expected(payload, expect)
+    else:
+        payload = Payload.from_bytes(source, expect=expect)
+    factor = check_scale(scale)
+    if out is None:
+        if accumulate:
+            raise InputError("accumulate=True needs out=, the array to add to")
+        if kind is None:
+            kind = payload._kind
+            if payload.dtype == "bfloat16" and kind == "numpy" and not has_numpy_bfloat16():
+                kind = "torch"
+        check_kind(kind)
+        n = math.prod(payload.shape)
+        try:
+            array = new_entries(n, payload.dtype, zero=payload.codec.is_sparse)
+        except MemoryError as error:
+            raise PayloadError(f"no memory for the {n} entries of shape {payload.shape}") from error
+        _decode(payload, array, False, factor, payload.codec.is_sparse)
+        return like(array, payload.dtype, payload.shape, kind)
+    target = writable_view(out, "out")
+    if target.shape != payload.shape:
+        raise InputError(f"out has shape {target.shape}, the payload {payload.shape}")
+    _decode(payload, target.array, accumulate, factor, False)
+    return out
+
+
+def _decode(payload: Payload, out: Any, accumulate: bool, scale: float, blank: bool) -> None:
+    payload.codec._decompress(
+        payload._body, payload.dtype, payload.step, out, accumulate, scale, blank
+    )

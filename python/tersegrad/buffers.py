@@ -1,0 +1,199 @@
+"""The one file that knows torch and NumPy: views of their arrays for the native kernels.
+
+The kernels see flat, contiguous NumPy arrays of float32, float16, or uint16 holding the bits of bfloat16. A CPU tensor is viewed,
+never copied, unless it is not contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    AnyArray = torch.Tensor | npt.NDArray[Any]
+else:
+    AnyArray = Any
+
+Kind = Literal["numpy", "torch"]
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+#: dtype names by their code in the wire format.
+DTYPES = {1: "float32", 2: "float16", 3: "bfloat16"}
+DTYPE_CODES = {name: code for code, name in DTYPES.items()}
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_ENTRY_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+
+
+class View(NamedTuple):
+    """A caller's array as the kernels see it."""
+
+    array: npt.NDArray[Any]  # flat, contiguous; uint16 for bfloat16
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Kind
+
+
+def _is_tensor(x: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def kind_of(x: object, what: str = "input") -> Kind:
+    """``"torch"`` or ``"numpy"``; `InputError` for anything else."""
+    if isinstance(x, np.ndarray):
+        return "numpy"
+    if _is_tensor(x):
+        return "torch"
+    raise InputError(
+        f"{what} must be a torch tensor or a NumPy array, not {type(x).__name__}; "
+        "numpy.asarray(x, dtype='float32') makes one"
+    )
+
+
+def _host_tensor(x: torch.Tensor, what: str) -> torch.Tensor:
+    import torch
+
+    if x.device.type == "cuda":
+        raise BackendError(
+            f"{what} is on {x.device}, and this build has no CUDA kernels; use {what}.cpu()"
+        )
+    if x.device.type != "cpu":
+        raise InputError(f"{what} is on device {x.device}; use a CPU tensor")
+    if x.layout is not torch.strided:
+        raise InputError(f"{what} has layout {x.layout}; use {what}.to_dense()")
+    return x.detach()
+
+
+def _numpy_dtype(x: npt.NDArray[Any], what: str) -> str:
+    name = x.dtype.name
+    if name not in DTYPE_CODES:
+        raise InputError(
+            f"{what} has dtype {name}; tersegrad takes float32, float16 and bfloat16: convert it first"
+        )
+    if not x.dtype.isnative:
+        raise InputError(f"{what} is not in native byte order; use {what}.astype('{name}')")
+    return name
+
+
+def view(x: object, what: str = "input") -> View:
+    """A flat view of a tensor or array of a supported dtype; copies only what is not contiguous."""
+    if kind_of(x, what) == "numpy":
+        array: Any = x
+        dtype = _numpy_dtype(array, what)
+        shape = array.shape
+        flat = np.ascontiguousarray(array).reshape(-1)
+        if dtype == "bfloat16":
+            flat = flat.view(np.uint16)
+        return View(flat, dtype, shape, "numpy")
+
+    import torch
+
+    tensor: torch.Tensor = _host_tensor(x, what)  # type: ignore[arg-type]
+    shape = tuple(tensor.shape)
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    if tensor.dtype is torch.float32:
+        return View(tensor.numpy().reshape(-1), "float32", shape, "torch")
+    if tensor.dtype is torch.float16:
+        return View(tensor.numpy().reshape(-1), "float16", shape, "torch")
+    if tensor.dtype is torch.bfloat16:
+        return View(tensor.view(torch.uint16).numpy().reshape(-1), "bfloat16", shape, "torch")
+    raise InputError(
+        f"{what} has dtype {tensor.dtype}; tersegrad takes float32, float16 and bfloat16: convert it first"
+    )
+
+
+def writable_view(x: object, what: str) -> View:
+    """A view that writes go through: `InputError` where a copy would be needed."""
+    if kind_of(x, what) == "numpy":
+        array: Any = x
+        if not array.flags.c_contiguous:
+            raise InputError(f"{what} is written in place and must be contiguous")
+        if not array.flags.writeable:
+            raise InputError(f"{what} is written in place, but it is read-only")
+    elif not x.is_contiguous():  # type: ignore[attr-defined]
+        raise InputError(f"{what} is written in place and must be contiguous")
+    return view(x, what)
+
+
+def residual_view(residual: object, x: View) -> Floats:
+    """The float32 residual that belongs to `x`."""
+    got = writable_view(residual, "residual")
+    if got.dtype != "float32":
+        raise InputError(f"residual must be float32, not {got.dtype}: a smaller dtype would lose what it keeps")
+    if got.shape != x.shape:
+        raise InputError(f"residual has shape {got.shape}, the input {x.shape}")
+    if got.kind != x.kind:
+        raise InputError(f"residual is a {got.kind} array, the input a {x.kind} one")
+    return got.array
+
+
+def bytes_view(buffer: object, what: str) -> Bytes:
+    """Bytes of any kind as a flat uint8 array, without a copy; writable when the source is."""
+    if _is_tensor(buffer):
+        import torch
+
+        tensor: torch.Tensor = _host_tensor(buffer, what)  # type: ignore[arg-type]
+        if tensor.dtype is not torch.uint8 or tensor.dim() != 1 or not tensor.is_contiguous():
+            raise InputError(f"{what} must be a contiguous 1-D uint8 tensor")
+        return tensor.numpy()
+    if isinstance(buffer, np.ndarray):
+        if buffer.dtype != np.uint8 or buffer.ndim != 1 or not buffer.flags.c_contiguous:
+            raise InputError(f"{what} must be a contiguous 1-D uint8 array")
+        return buffer
+    try:
+        return np.frombuffer(buffer, np.uint8)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError, BufferError) as error:
+        raise InputError(
+            f"{what} must be bytes, a contiguous buffer, or a uint8 array or tensor, not {type(buffer).__name__}"
+        ) from error
+
+
+def like(array: npt.NDArray[Any], dtype: str, shape: tuple[int, ...], kind: Kind) -> AnyArray:
+    """The caller's kind of array around a flat native one."""
+    if kind == "torch":
+        import torch
+
+        tensor = torch.from_numpy(array)
+        return (tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor).reshape(shape)
+    if dtype == "bfloat16":
+        return array.view(_ml_bfloat16()).reshape(shape)
+    return array.reshape(shape)
+
+
+def _ml_bfloat16() -> Any:
+    try:
+        import ml_dtypes  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise InputError(
+            "NumPy has no bfloat16 of its own: pip install ml_dtypes, ask for kind='torch', or give out="
+        ) from error
+    return ml_dtypes.bfloat16
+
+
+def has_numpy_bfloat16() -> bool:
+    """Whether NumPy can hold bfloat16 here."""
+    try:
+        _ml_bfloat16()
+    except InputError:
+        return False
+    return True
+
+
+def new_entries(n: int, dtype: str, *, zero: bool) -> npt.NDArray[Any]:
+    """A flat native array for `n` decoded entries."""
+    return (np.zeros if zero else np.empty)(n, _ENTRY_TYPES[dtype])
+
+
+def entry_count(shape: tuple[int, ...]) -> int:
+    """The number of entries of a shape."""
+    return math.prod(shape)

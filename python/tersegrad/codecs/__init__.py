@@ -1,0 +1,10 @@
+"""The codecs, one algorithm per file."""
+
+from .cast import Cast, Identity
+from .chunk_topk import ChunkTopK
+from .quantize import Quantize
+from .random_k import RandomK
+from .sign import Sign
+from .topk import TopK
+
+__all__ = ["Cast", "ChunkTopK", "Identity", "Quantize", "RandomK", "Sign", "TopK"]

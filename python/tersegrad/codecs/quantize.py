@@ -1,0 +1,79 @@
+"""Blockwise absmax quantization."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy.typing as npt
+
+from .. import _core
+from ..buffers import DTYPE_CODES, Bytes, Floats
+from ..codec import Codec
+from .check import check_block_size, check_choice, check_integer
+
+_PARAMS = struct.Struct("<BH")
+
+
+@dataclass(frozen=True)
+class Quantize(Codec, id=3):
+    """8, 4 or 2 bits per entry and one float32 scale per block.
+
+    The scale is the block's largest magnitude divided by 127, 7 or 1 (Dettmers 2016, "8-bit approximations for parallelism in deep
+    learning"; with 2 bits and stochastic rounding this is TernGrad, Wen et al. 2017). Stochastic rounding is
+    unbiased: the mean over steps is the input (Alistarh et al. 2017, "QSGD").
+
+    Parameters
+    ----------
+    bits : {8, 4, 2}
+    block_size : int
+        Entries per scale, a multiple of 64.
+    rounding : {"nearest", "stochastic"}
+    seed : int
+        Of the random bits of stochastic rounding; the result depends on seed, step and position alone.
+    """
+
+    bits: int = 8
+    block_size: int = 256
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("Quantize", "bits", self.bits, (8, 4, 2))
+        check_block_size("Quantize", self.block_size)
+        check_choice("Quantize", "rounding", self.rounding, ("nearest", "stochastic"))
+        check_integer("Quantize", "seed", self.seed, 0, 2**64 - 1)
+
+    def body_size(self, n: int, dtype: str = "float32") -> int:
+        return -(-n // self.block_size) * 4 + (n * self.bits + 7) // 8
+
+    def _params(self) -> bytes:
+        return _PARAMS.pack(self.bits, self.block_size // 64)
+
+    @classmethod
+    def _from_params(cls, params: bytes) -> Quantize:
+        bits, blocks = _PARAMS.unpack_from(params)
+        return cls(bits=bits, block_size=64 * blocks)
+
+    def _compress(
+        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, step: int
+    ) -> bool:
+        seed = self.seed if self.rounding == "stochastic" else None
+        return _core.encode_quantize(
+            x, residual, DTYPE_CODES[dtype], self.bits, self.block_size, seed, step, body
+        )
+
+    def _decompress(
+        self,
+        body: Bytes,
+        dtype: str,
+        step: int,
+        out: npt.NDArray[Any],
+        accumulate: bool,
+        scale: float,
+        blank: bool,
+    ) -> None:
+        _core.decode_quantize(
+            body, DTYPE_CODES[dtype], self.bits, self.block_size, out, accumulate, scale
+        )

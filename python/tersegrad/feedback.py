@@ -1,0 +1,144 @@
+"""Error feedback: one residual per key, added to the next tensor of that key."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .api import NonFinite, check_nonfinite, compress_view
+from .buffers import Floats, View, kind_of, like, residual_view, view, writable_view
+from .codec import Codec, check_codec
+from .errors import InputError, StateError
+from .payload import Payload
+
+if TYPE_CHECKING:
+    from .buffers import AnyArray
+
+STATE_VERSION = 1
+
+
+class ErrorFeedback:
+    """Compress a stream of tensors so that what one payload leaves out is sent later.
+
+    (Seide et al. 2014, "1-bit stochastic gradient descent"; Karimireddy et al. 2019, "Error feedback fixes SignSGD".)
+
+    Parameters
+    ----------
+    codec : Codec
+    nonfinite : {"error", "skip"}
+        For inputs that hold an infinity or NaN, as in `compress`.
+
+    Attributes
+    ----------
+    skipped : int
+        How many inputs were skipped because they were not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, tersegrad as tg
+    >>> feedback = tg.ErrorFeedback(tg.TopK(k=1))
+    >>> gradient = np.array([3.0, 2.0], np.float32)
+    >>> tg.decompress(feedback.compress(gradient, key="w"))
+    array([3., 0.], dtype=float32)
+    >>> tg.decompress(feedback.compress(gradient, key="w"))
+    array([0., 4.], dtype=float32)
+    """
+
+    def __init__(self, codec: Codec, *, nonfinite: NonFinite = "error") -> None:
+        self.codec = check_codec(codec)
+        self.nonfinite = check_nonfinite(nonfinite)
+        self.skipped = 0
+        self._residuals: dict[str, AnyArray] = {}
+        self._steps: dict[str, int] = {}
+
+    def compress(self, x: AnyArray, key: str) -> Payload:
+        """Compress ``x + residual[key]`` and keep what the payload does not carry.
+
+        Raises `StateError` when the key was used with another shape, and as `tersegrad.compress` does.
+        """
+        if not isinstance(key, str):
+            raise InputError(f"key must be a string, such as the parameter's name, not {key!r}")
+        source = view(x)
+        residual = self._residual_for(key, source)
+        step = self._steps.get(key, 0)
+        payload = compress_view(source, self.codec, residual, self.nonfinite, step)
+        self._steps[key] = (step + 1) & 0xFFFFFFFF
+        self.skipped += payload.skipped
+        return payload
+
+    def _residual_for(self, key: str, x: View) -> Floats:
+        residual = self._residuals.get(key)
+        if residual is None:
+            residual = like(np.zeros(x.array.size, np.float32), "float32", x.shape, x.kind)
+            self._residuals[key] = residual
+        elif kind_of(residual) != x.kind:  # loaded, or the caller changed from NumPy to torch
+            residual = like(view(residual).array, "float32", tuple(residual.shape), x.kind)
+            self._residuals[key] = residual
+        if tuple(residual.shape) != x.shape:
+            raise StateError(
+                f"residual {key!r} has shape {tuple(residual.shape)}, the input {x.shape}: "
+                f"use another key, or reset({key!r})"
+            )
+        return residual_view(residual, x)
+
+    def residual(self, key: str) -> AnyArray:
+        """The residual of a key, float32, not a copy. `KeyError` if the key is new."""
+        return self._residuals[key]
+
+    def norm(self, key: str | None = None) -> float:
+        """The Euclidean norm of one residual, or of all together."""
+        keys = self._residuals if key is None else [key]
+        squares = (float(np.linalg.norm(view(self._residuals[k]).array)) ** 2 for k in keys)
+        return math.sqrt(sum(squares))
+
+    def rescale(self, factor: float) -> None:
+        """Multiply every residual: with loss scaling, by new scale / old scale."""
+        if not (isinstance(factor, (int, float)) and math.isfinite(factor)):
+            raise InputError(f"factor must be a finite number, not {factor!r}")
+        for residual in self._residuals.values():
+            flat = writable_view(residual, "residual").array
+            np.multiply(flat, np.float32(factor), out=flat)
+
+    def reset(self, key: str | None = None) -> None:
+        """Forget one residual, or all of them."""
+        if key is None:
+            self._residuals.clear()
+            self._steps.clear()
+        else:
+            self._residuals.pop(key, None)
+            self._steps.pop(key, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of plain arrays and numbers: with tensors, ``torch.load(weights_only=True)`` reads it."""
+        return {
+            "version": STATE_VERSION,
+            "skipped": self.skipped,
+            "steps": dict(self._steps),
+            "residuals": {
+                key: like(view(r).array.copy(), "float32", tuple(r.shape), kind_of(r))
+                for key, r in self._residuals.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a snapshot; `StateError`, and nothing changed, if it is not one."""
+        try:
+            version, skipped = state["version"], int(state["skipped"])
+            steps = {str(key): int(step) for key, step in state["steps"].items()}
+            residuals = dict(state["residuals"])
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise StateError(f"not a state of ErrorFeedback: {error!r}") from error
+        if version != STATE_VERSION:
+            raise StateError(f"state version {version!r} is not supported; this is version {STATE_VERSION}")
+        copies: dict[str, AnyArray] = {}
+        for key, residual in residuals.items():
+            try:
+                got = view(residual, f"residual {key!r}")
+            except InputError as error:
+                raise StateError(str(error)) from error
+            if got.dtype != "float32" or not np.isfinite(got.array).all():
+                raise StateError(f"residual {key!r} must be finite float32")
+            copies[key] = like(got.array.copy(), "float32", got.shape, got.kind)
+        self._residuals, self._steps, self.skipped = copies, steps, skipped

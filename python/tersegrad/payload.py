@@ -1,0 +1,180 @@
+"""The one reader and writer of the wire format, docs/format.md."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+from . import _core
+from .buffers import DTYPE_CODES, DTYPES, ITEM_BYTES, Bytes, Kind, _is_tensor, bytes_view, like, view
+from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, codec_by_id
+from .errors import CodecError, InputError, PayloadError
+
+if TYPE_CHECKING:
+    from .buffers import AnyArray
+
+MAGIC = b"TGRD"
+VERSION = 1
+MAX_RANK = 32
+
+# magic, version, codec, dtype, rank, parameters, body bytes; then the checksum, the shape, the body.
+_HEAD = struct.Struct(f"<4sBBBB{PARAMETER_BYTES}sQ")
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _HEAD.size + _CHECKSUM.size
+
+
+class Payload:
+    """A compressed tensor: what `compress` returns and `decompress` takes.
+
+    ``bytes(payload)`` is the message for the wire; `Payload.from_bytes` reads it back.
+
+    Attributes
+    ----------
+    codec : Codec
+        How the body is coded. After `from_bytes` it states resolved parameters, ``TopK(k=...)`` for ``TopK(density=...)``.
+    dtype : str
+        ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+    shape : tuple of int
+    step : int
+        The call number that entered random streams.
+    skipped : bool
+        Whether the input was not finite and the payload stands for zeros.
+    """
+
+    __slots__ = ("_body", "_kind", "codec", "dtype", "shape", "skipped", "step")
+
+    def __init__(
+        self,
+        codec: Codec,
+        dtype: str,
+        shape: tuple[int, ...],
+        body: Bytes,
+        kind: Kind,
+        step: int = 0,
+        skipped: bool = False,
+    ) -> None:
+        self.codec = codec
+        self.dtype = dtype
+        self.shape = shape
+        self.step = step
+        self.skipped = skipped
+        self._body = body
+        self._kind = kind
+
+    @property
+    def body(self) -> AnyArray:
+        """The coded entries: uint8, 1-D, of the input's kind and on its device."""
+        return like(self._body, "uint8", (self._body.size,), self._kind)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the wire, header included."""
+        return HEADER_BYTES + 8 * len(self.shape) + self._body.size
+
+    @property
+    def ratio(self) -> float:
+        """Original bytes divided by bytes on the wire."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype] / self.nbytes
+
+    def __repr__(self) -> str:
+        return f"Payload({self.codec}, {self.dtype}, shape={self.shape}, nbytes={self.nbytes})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Payload) and bytes(self) == bytes(other)
+
+    def __hash__(self) -> int:
+        return hash(bytes(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Payload.from_bytes, (bytes(self),)
+
+    def __bytes__(self) -> bytes:
+        head = _HEAD.pack(
+            MAGIC,
+            VERSION,
+            self.codec.id,
+            DTYPE_CODES[self.dtype],
+            len(self.shape),
+            self.codec._wire_params(math.prod(self.shape), self.step),
+            self._body.size,
+        )
+        shape = struct.pack(f"<{len(self.shape)}Q", *self.shape)
+        checksum = _core.crc32c(self._body, _core.crc32c(head + shape))
+        return b"".join((head, _CHECKSUM.pack(checksum), shape, self._body.data))
+
+    @classmethod
+    def from_bytes(cls, buffer: Any, *, expect: AnyArray | None = None) -> Payload:
+        """Read a payload without copying its body.
+
+        Parameters
+        ----------
+        buffer : bytes, bytearray, memoryview, uint8 array or tensor
+            Exactly one payload. It must not change while the payload is in use.
+        expect : array or tensor, optional
+            Refuse a payload that has another shape or dtype than this one.
+
+        Raises
+        ------
+        PayloadError
+            If the buffer is truncated, extended, damaged or forged; the message says what is wrong.
+        """
+        data = bytes_view(buffer, "payload")
+        if data.size < HEADER_BYTES:
+            raise PayloadError(f"{data.size} bytes cannot hold a payload: its header alone takes {HEADER_BYTES}")
+        magic, version, codec_id, dtype_code, rank, params, body_bytes = _HEAD.unpack_from(data)
+        if magic != MAGIC:
+            raise PayloadError(f"not a tersegrad payload: it starts with {magic!r}, not {MAGIC!r}")
+        if version != VERSION:
+            raise PayloadError(f"payload version {version} is not supported; this tersegrad reads version {VERSION}")
+        if rank > MAX_RANK:
+            raise PayloadError(f"rank {rank} exceeds {MAX_RANK}")
+        start = HEADER_BYTES + 8 * rank
+        if data.size != start + body_bytes:
+            raise PayloadError(f"the payload states {start + body_bytes} bytes, the buffer has {data.size}")
+        (stated,) = _CHECKSUM.unpack_from(data, _HEAD.size)
+        checksum = _core.crc32c(data[HEADER_BYTES:], _core.crc32c(data[: _HEAD.size]))
+        if stated != checksum:
+            raise PayloadError(f"checksum {checksum:08x} does not match the stated {stated:08x}: the payload is damaged")
+        if dtype_code not in DTYPES:
+            raise PayloadError(f"dtype code {dtype_code} is unknown")
+        dtype = DTYPES[dtype_code]
+        shape = struct.unpack_from(f"<{rank}Q", data, HEADER_BYTES)
+        if math.prod(size for size in shape if size) >= ENTRY_LIMIT:
+            raise PayloadError(f"shape {shape} has 2**32 entries or more")
+        if expect is not None:
+            _check_expected(shape, dtype, expect)
+        n = math.prod(shape)
+        codec, step = _read_codec(codec_id, params, n)
+        expected = codec.body_size(n, dtype)
+        if body_bytes != expected:
+            raise PayloadError(f"the body has {body_bytes} bytes; {codec} on shape {shape} makes {expected}")
+        return cls(codec, dtype, shape, data[start:], "torch" if _is_tensor(buffer) else "numpy", step)
+
+
+def _read_codec(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
+    try:
+        codec, step = codec_by_id(codec_id)._from_wire(params, n)
+        canonical = codec._wire_params(n, step).ljust(PARAMETER_BYTES, b"\0")
+    except (CodecError, struct.error) as error:
+        raise PayloadError(f"codec parameters are out of range: {error}") from error
+    if canonical != params:
+        raise PayloadError(f"the parameter bytes {params.hex()} are not those of {codec}")
+    return codec, step
+
+
+def _check_expected(shape: tuple[int, ...], dtype: str, expect: AnyArray) -> None:
+    wanted = view(expect, "expect")
+    if (shape, dtype) != (wanted.shape, wanted.dtype):
+        raise PayloadError(f"the payload holds {dtype} {shape}; expected was {wanted.dtype} {wanted.shape}")
+
+
+def check_expected(payload: Payload, expect: AnyArray) -> None:
+    """`PayloadError` unless the payload has the shape and dtype of `expect`."""
+    _check_expected(payload.shape, payload.dtype, expect)
+
+
+def check_kind(kind: object) -> None:
+    """`InputError` unless `kind` names one."""
+    if kind not in ("numpy", "torch"):
+        raise InputError(f"kind must be 'numpy' or 'torch', not {kind!r}")
