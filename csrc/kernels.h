@@ -40,6 +40,8 @@ struct Kernels {
                              float* value);
   size_t (*accumulate_collect[kDTypes])(const void* x, float* residual, size_t n, uint32_t base,
                                         uint32_t threshold, uint32_t* index, float* value);
+  // Stores the keys in [low, high) and returns how many; room for n + kCollectSlack. *above: how many are at least high.
+  size_t (*band)(const float* value, size_t n, uint32_t low, uint32_t high, uint32_t* key, size_t* above);
   // Keeps, in place and in order, the entries with a key above kth and the first `ties` of those with that key.
   size_t (*compact)(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties);
 

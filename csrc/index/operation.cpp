@@ -10,6 +10,10 @@ constexpr Fault kNotIncreasing = "the indices are not strictly increasing";
 constexpr Fault kOutOfRange = "an index lies outside the tensor";
 constexpr Fault kPaddingSet = "padding bits of the index stream are set";
 
+// Scattered entries each miss the cache; asking for them early lets the misses overlap.
+constexpr size_t kAhead = 32;
+void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }
+
 uint64_t load_word(const uint8_t* p, size_t available) {
   uint64_t word = 0;
   memcpy(&word, p, std::min<size_t>(8, available));
@@ -163,6 +167,7 @@ void gather(const Entries& x, const uint32_t* index, size_t k, float* value) {
 void scatter(const uint32_t* index, const float* value, size_t k, const Output& out) {
   for_each_chunk(k, 1, [&](size_t begin, size_t end) {
     for (size_t j = begin; j < end; ++j) {
+      prefetch_write(out.at(index[std::min(j + kAhead, end - 1)]));
       float scaled = out.scale * value[j];
       if (out.accumulate) scaled = load_entry(out.data, out.dtype, index[j]) + scaled;
       store_entry(out.data, out.dtype, index[j], scaled);
@@ -172,7 +177,10 @@ void scatter(const uint32_t* index, const float* value, size_t k, const Output& 
 
 void settle(float* residual, const uint32_t* index, const float* value, const float* decoded, size_t k) {
   for_each_chunk(k, 1, [&](size_t begin, size_t end) {
-    for (size_t j = begin; j < end; ++j) residual[index[j]] = value[j] - decoded[j];
+    for (size_t j = begin; j < end; ++j) {
+      prefetch_write(residual + index[std::min(j + kAhead, end - 1)]);
+      residual[index[j]] = value[j] - decoded[j];
+    }
   });
 }
 

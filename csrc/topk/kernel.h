@@ -15,34 +15,37 @@ inline uint32_t lowest_bits(uint32_t mask, size_t count) {
 }
 #endif
 
-// Most groups of 64 entries hold no candidate when k << n, so a group is tested as a whole before anything is compressed.
+// Collects the indices, without a branch, over a stretch that stays in cache; then the values of the few that were found. Where
+// the values are not at hand as float32, they are collected along with the indices.
+constexpr size_t kStretch = 4096;
+
 template <DType dtype, bool accumulating>
 size_t collect_entries(const void* x, float* residual, size_t n, uint32_t base, uint32_t threshold,
                        uint32_t* index, float* value) {
   size_t i = 0, count = 0;
 #if TERSEGRAD_SIMD
-  constexpr size_t kGroup = 4 * kLanes;
-  const U limit = splat(threshold), lanes = lane_numbers();
-  for (; i + kGroup <= n; i += kGroup) {
-    F v[4];
-    uint32_t mask[4];
-    for (int j = 0; j < 4; ++j) {
-      size_t at = i + static_cast<size_t>(j) * kLanes;
-      prefetch(static_cast<const char*>(x) + at * item_bytes(dtype));
-      v[j] = load_entries<dtype>(x, at);
+  constexpr bool kGather = accumulating || dtype == DType::float32;
+  const float* sums = accumulating ? residual : static_cast<const float*>(x);
+  const U limit = splat(threshold);
+  U lanes = lane_numbers() + splat(base);
+  while (i + kLanes <= n) {
+    size_t first = count, end = i + kStretch < n ? i + kStretch : n;
+    for (; i + kLanes <= end; i += kLanes) {
+      prefetch(static_cast<const char*>(x) + i * item_bytes(dtype));
+      F v = load_entries<dtype>(x, i);
       if constexpr (accumulating) {
-        prefetch(residual + at);
-        v[j] = v[j] + load(residual + at);
-        store(residual + at, v[j]);
+        prefetch(residual + i);
+        v = v + load(residual + i);
+        store(residual + i, v);
       }
-      mask[j] = at_least(key_of(v[j]), limit);
+      uint32_t mask = at_least(key_of(v), limit);
+      compress(index + count, mask, lanes);
+      if constexpr (!kGather) compress(value + count, mask, v);
+      count += static_cast<size_t>(__builtin_popcount(mask));
+      lanes = lanes + splat(static_cast<uint32_t>(kLanes));
     }
-    if ((mask[0] | mask[1] | mask[2] | mask[3]) == 0) continue;
-    for (int j = 0; j < 4; ++j) {
-      uint32_t first = base + static_cast<uint32_t>(i + static_cast<size_t>(j) * kLanes);
-      compress(index + count, mask[j], lanes + splat(first));
-      compress(value + count, mask[j], v[j]);
-      count += static_cast<size_t>(__builtin_popcount(mask[j]));
+    if constexpr (kGather) {
+      for (size_t j = first; j < count; ++j) value[j] = sums[index[j] - base];
     }
   }
 #endif
@@ -65,6 +68,27 @@ template <DType dtype>
 size_t accumulate_collect(const void* x, float* residual, size_t n, uint32_t base, uint32_t threshold,
                           uint32_t* index, float* value) {
   return collect_entries<dtype, true>(x, residual, n, base, threshold, index, value);
+}
+
+size_t band(const float* value, size_t n, uint32_t low, uint32_t high, uint32_t* key, size_t* above) {
+  size_t i = 0, count = 0, over = 0;
+#if TERSEGRAD_SIMD
+  for (; i + kLanes <= n; i += kLanes) {
+    U keys = key_of(load(value + i));
+    uint32_t large = at_least(keys, splat(high)), inside = at_least(keys, splat(low)) & ~large;
+    compress(key + count, inside, keys);
+    count += static_cast<size_t>(__builtin_popcount(inside));
+    over += static_cast<size_t>(__builtin_popcount(large));
+  }
+#endif
+  for (; i < n; ++i) {
+    uint32_t own = key_of(value[i]);
+    key[count] = own;
+    count += own >= low && own < high;
+    over += own >= high;
+  }
+  *above = over;
+  return count;
 }
 
 size_t compact(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties) {

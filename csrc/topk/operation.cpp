@@ -6,6 +6,8 @@
 //  * too few: the pass is repeated with a lower threshold, at last with zero, where the first rule does all the work.
 #include "operation.h"
 
+#include <sys/mman.h>
+
 #include <functional>
 #include <vector>
 
@@ -21,25 +23,24 @@ constexpr size_t kSamples = 32 * 1024;
 constexpr size_t kRun = 16;
 
 constexpr size_t kScan = 32 * 1024;       // entries between two looks at the buffer
-constexpr size_t kSmallSelection = 4096;  // up to here a copy of the keys and nth_element win over a histogram
+constexpr size_t kSmallSelection = 4096;  // up to here nth_element beats a histogram, and a sample of a selection has this size
 
 struct Rank {
   uint32_t key;  // the k-th largest
   size_t above;  // how many are larger
 };
 
-Rank rank_small(const float* value, size_t n, size_t k) {
-  std::vector<uint32_t> keys(n);
-  for (size_t i = 0; i < n; ++i) keys[i] = key_of(value[i]);
-  auto kth = keys.begin() + static_cast<std::ptrdiff_t>(k - 1);
-  std::nth_element(keys.begin(), kth, keys.end(), std::greater<>());
-  auto above = std::count_if(keys.begin(), kth, [kth](uint32_t key) { return key > *kth; });
+Rank rank_small(uint32_t* key, size_t n, size_t k) {
+  uint32_t* kth = key + (k - 1);
+  std::nth_element(key, kth, key + n, std::greater<>());
+  auto above = std::count_if(key, kth, [kth](uint32_t other) { return other > *kth; });
   return {*kth, static_cast<size_t>(above)};
 }
 
 // Radix selection, most significant digit first: a histogram of the entries that match the prefix found so far tells the next
 // digit. Keys have 31 bits: digits of 11, 10 and 10.
-Rank rank_large(const float* value, size_t n, size_t k) {
+template <class KeyAt>
+Rank rank_by_digits(KeyAt key_at, size_t n, size_t k) {
   uint32_t prefix = 0;
   size_t above = 0;
   const struct {
@@ -48,7 +49,7 @@ Rank rank_large(const float* value, size_t n, size_t k) {
   for (auto [shift, bits] : digits) {
     uint32_t histogram[2048] = {};
     for (size_t i = 0; i < n; ++i) {
-      uint32_t digits_so_far = key_of(value[i]) >> shift;
+      uint32_t digits_so_far = key_at(i) >> shift;
       if (digits_so_far >> bits == prefix) ++histogram[digits_so_far & ((1u << bits) - 1)];
     }
     uint32_t digit = (1u << bits) - 1;
@@ -58,8 +59,27 @@ Rank rank_large(const float* value, size_t n, size_t k) {
   return {prefix, above};
 }
 
+// A small sample brackets the k-th key; one pass counts what lies above and keeps what lies between (Floyd and Rivest 1975).
 Rank rank_of(const float* value, size_t n, size_t k) {
-  return n <= kSmallSelection ? rank_small(value, n, k) : rank_large(value, n, k);
+  std::unique_ptr<uint32_t[]> key(new uint32_t[std::max(n, kSmallSelection) + kCollectSlack]);
+  if (n <= kSmallSelection) {
+    for (size_t i = 0; i < n; ++i) key[i] = key_of(value[i]);
+    return rank_small(key.get(), n, k);
+  }
+  for (size_t i = 0; i < kSmallSelection; ++i) key[i] = key_of(value[i * n / kSmallSelection]);
+  double share = double(k) / double(n), mean = share * kSmallSelection;
+  double margin = 4 * std::sqrt(mean * (1 - share)) + 4;
+  uint32_t high = kMagnitude, low = 0;
+  if (mean > margin) high = rank_small(key.get(), kSmallSelection, size_t(mean - margin) + 1).key;
+  if (mean + margin < kSmallSelection) low = rank_small(key.get(), kSmallSelection, size_t(mean + margin) + 1).key;
+  size_t above, inside = active().band(value, n, low, high, key.get(), &above);
+  if (above >= k || above + inside < k) {  // bad luck, or many equal keys
+    return rank_by_digits([value](size_t i) { return key_of(value[i]); }, n, k);
+  }
+  Rank rank = inside <= kSmallSelection
+                  ? rank_small(key.get(), inside, k - above)
+                  : rank_by_digits([&key](size_t i) { return key[i]; }, inside, k - above);
+  return {rank.key, above + rank.above};
 }
 
 // A sample of the magnitudes, and the thresholds it suggests.
@@ -127,20 +147,33 @@ Outcome scan(const Entries& x, float* residual, size_t begin, size_t end, size_t
   return Outcome::ok;
 }
 
+// New memory costs a page fault per page, so a large array asks for large pages.
+constexpr size_t kLargePage = 2 * 1024 * 1024;
+
+template <class T>
+bool grow(std::unique_ptr<T, Free>& array, size_t used, size_t wanted) {
+  size_t bytes = wanted * sizeof(T);
+  void* memory = nullptr;
+  if (bytes >= 2 * kLargePage) {
+    bytes = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+    if (posix_memalign(&memory, kLargePage, bytes) != 0) return false;
+    madvise(memory, bytes, MADV_HUGEPAGE);
+  } else {
+    memory = std::malloc(bytes);
+    if (memory == nullptr) return false;
+  }
+  if (used > 0) memcpy(memory, array.get(), used * sizeof(T));
+  array.reset(static_cast<T*>(memory));
+  return true;
+}
+
 Outcome worse(Outcome a, Outcome b) { return std::max(a, b); }
 
 }  // namespace
 
 bool Candidates::reserve(size_t wanted) {
   if (wanted <= capacity) return true;
-  auto* indices = static_cast<uint32_t*>(std::realloc(index.get(), wanted * sizeof(uint32_t)));
-  if (indices == nullptr) return false;
-  (void)index.release();
-  index.reset(indices);
-  auto* values = static_cast<float*>(std::realloc(value.get(), wanted * sizeof(float)));
-  if (values == nullptr) return false;
-  (void)value.release();
-  value.reset(values);
+  if (!grow(index, count, wanted) || !grow(value, count, wanted)) return false;
   capacity = wanted;
   return true;
 }

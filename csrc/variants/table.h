@@ -29,6 +29,7 @@
       subtract,                                                                     \
       TG_PER_DTYPE(collect),                                                        \
       TG_PER_DTYPE(accumulate_collect),                                             \
+      band,                                                                         \
       compact,                                                                      \
       TG_PER_WIDTH(quantize),                                                       \
       TG_PER_WIDTH(dequantize),                                                     \
