@@ -7,11 +7,8 @@
 #include <optional>
 
 #include "../cast/operation.h"
+#include "../codec.h"
 #include "../dispatch.h"
-#include "../index/operation.h"
-#include "../quantize/operation.h"
-#include "../sign/operation.h"
-#include "../topk/operation.h"
 
 namespace py = pybind11;
 using namespace tersegrad;
@@ -102,16 +99,6 @@ void raise_if(Fault fault) {
   throw py::error_already_set();
 }
 
-quantize::Layout quantize_layout(int bits, size_t block_size) {
-  require((bits == 8 || bits == 4 || bits == 2) && block_size > 0 && block_size % 64 == 0 && block_size <= 65536, "bad layout");
-  return {bits, block_size};
-}
-
-sign::Layout sign_layout(size_t block_size) {
-  require(block_size > 0 && block_size % 64 == 0 && block_size <= 65536, "bad layout");
-  return {block_size};
-}
-
 IndexForm index_form(int form) {
   require(form >= 1 && form <= 3, "index form must be 1, 2 or 3");
   return static_cast<IndexForm>(form);
@@ -125,23 +112,22 @@ py::array_t<T> adopt(std::unique_ptr<T, topk::Free> memory, size_t n) {
   return py::array_t<T>(static_cast<py::ssize_t>(n), data, owner);
 }
 
-bool finite(topk::Outcome outcome) {
-  if (outcome == topk::Outcome::out_of_memory) throw std::bad_alloc();
-  return outcome == topk::Outcome::ok;
+void require_memory(bool enough) {
+  if (!enough) throw std::bad_alloc();
 }
 
-py::tuple select_topk(const py::array& x, std::optional<py::array> residual, size_t k) {
+py::tuple select_topk(const py::array& x, std::optional<py::array> residual, size_t k, uint32_t last_key) {
   Entries in = entries(x);
   float* r = residual_or_null(residual, in.count);
   require(k > 0 && k <= in.count && in.count <= UINT32_MAX, "need 0 < k <= n < 2^32");
   topk::Candidates found;
-  topk::Outcome outcome;
+  bool memory;
   {
     Call call(in.count);
-    outcome = topk::select(in, r, k, found);
+    memory = topk::select(in, r, k, last_key, found);
   }
-  bool ok = finite(outcome);
-  return py::make_tuple(adopt(std::move(found.index), k), adopt(std::move(found.value), k), ok);
+  require_memory(memory);
+  return py::make_tuple(adopt(std::move(found.index), k), adopt(std::move(found.value), k), last_key);
 }
 
 py::tuple select_chunks(const py::array& x, std::optional<py::array> residual, size_t k, size_t chunk) {
@@ -151,76 +137,68 @@ py::tuple select_chunks(const py::array& x, std::optional<py::array> residual, s
   size_t full = in.count / chunk, total = full * k + std::min(k, in.count % chunk);
   py::array_t<uint32_t> index(static_cast<py::ssize_t>(total));
   py::array_t<float> value(static_cast<py::ssize_t>(total));
-  topk::Outcome outcome;
+  bool memory;
   {
     uint32_t* i = index.mutable_data();
     float* v = value.mutable_data();
     Call call(in.count);
-    outcome = topk::select_chunks(in, r, k, chunk, i, v);
+    memory = topk::select_chunks(in, r, k, chunk, i, v);
   }
-  return py::make_tuple(index, value, finite(outcome));
+  require_memory(memory);
+  return py::make_tuple(index, value);
 }
 
-bool encode_quantize(const py::array& x, std::optional<py::array> residual, int dtype, int bits, size_t block_size,
-                     std::optional<uint64_t> seed, uint32_t step, py::array body) {
+ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block_size, std::optional<uint64_t> seed) {
+  ValueCodec codec;
+  codec.wire = dtype_from_code(wire);
+  require(bits == 8 || bits == 4 || bits == 2, "bits must be 8, 4 or 2");
+  require(block_size > 0 && block_size % 64 == 0 && block_size <= 65536, "block_size must be a multiple of 64 up to 65536");
+  codec.quantized = {bits, block_size};
+  codec.signs = {block_size};
+  codec.stochastic = seed.has_value();
+  codec.seed = seed.value_or(0);
+  using Kind = ValueCodec::Kind;
+  codec.kind = kind == "cast" ? Kind::cast : kind == "quantize" ? Kind::quantize : kind == "sign" ? Kind::sign : Kind::identity;
+  return codec;
+}
+
+Codec codec(const std::string& selection, const ValueCodec& values, double density, size_t k, size_t chunk, int form,
+            uint64_t mask_seed) {
+  using Selection = Codec::Selection;
+  Selection chosen = selection == "topk"     ? Selection::topk
+                     : selection == "chunks" ? Selection::chunks
+                     : selection == "random" ? Selection::random
+                                             : Selection::all;
+  require(density >= 0 && density <= 1 && form >= 0 && form <= 3, "density or index form out of range");
+  require(chosen != Selection::chunks || (k > 0 && k <= chunk && chunk <= 65536), "need 0 < k <= chunk <= 65536");
+  return {chosen, values, density, k, chunk, form, mask_seed};
+}
+
+py::tuple encode(const Codec& codec, const py::array& x, std::optional<py::array> residual, int dtype, uint32_t step,
+                 uint32_t last_key, py::array body) {
   Entries in = entries(x);
+  require(in.count <= UINT32_MAX, "a payload holds fewer than 2^32 entries");
   float* r = residual_or_null(residual, in.count);
-  quantize::Layout layout = quantize_layout(bits, block_size);
-  uint8_t* out = bytes(body, layout.scale_bytes(in.count) + layout.code_bytes(in.count));
-  Noise noise{seed.value_or(0), step};
-  Call call(in.count);
-  return quantize::encode(in, r, dtype_from_code(dtype), layout, seed ? &noise : nullptr, out);
+  DType payload = dtype_from_code(dtype);
+  uint8_t* out = bytes(body, codec.body_bytes(in.count, payload));
+  Outcome outcome;
+  {
+    Call call(in.count);
+    outcome = codec.encode(in, r, payload, step, last_key, out);
+  }
+  require_memory(outcome != Outcome::out_of_memory);
+  return py::make_tuple(outcome == Outcome::ok, last_key);
 }
 
-void decode_quantize(const py::array& body, int dtype, int bits, size_t block_size, py::array out, bool accumulate,
-                     float scale) {
+void decode(const Codec& codec, const py::array& body, int dtype, uint32_t step, py::array out, bool accumulate, float scale,
+            bool blank) {
   Output target = output(out, accumulate, scale);
-  quantize::Layout layout = quantize_layout(bits, block_size);
-  const uint8_t* in = bytes_in(body, layout.scale_bytes(target.count) + layout.code_bytes(target.count));
+  DType payload = dtype_from_code(dtype);
+  const uint8_t* in = bytes_in(body, codec.body_bytes(target.count, payload));
   Fault fault;
   {
     Call call(target.count);
-    fault = quantize::decode(in, dtype_from_code(dtype), layout, target);
-  }
-  raise_if(fault);
-}
-
-bool encode_sign(const py::array& x, std::optional<py::array> residual, int dtype, size_t block_size, py::array body) {
-  Entries in = entries(x);
-  float* r = residual_or_null(residual, in.count);
-  sign::Layout layout = sign_layout(block_size);
-  uint8_t* out = bytes(body, layout.scale_bytes(in.count) + (in.count + 7) / 8);
-  Call call(in.count);
-  return sign::encode(in, r, dtype_from_code(dtype), layout, out);
-}
-
-void decode_sign(const py::array& body, int dtype, size_t block_size, py::array out, bool accumulate, float scale) {
-  Output target = output(out, accumulate, scale);
-  sign::Layout layout = sign_layout(block_size);
-  const uint8_t* in = bytes_in(body, layout.scale_bytes(target.count) + (target.count + 7) / 8);
-  Fault fault;
-  {
-    Call call(target.count);
-    fault = sign::decode(in, dtype_from_code(dtype), layout, target);
-  }
-  raise_if(fault);
-}
-
-bool encode_cast(const py::array& x, std::optional<py::array> residual, int dtype, int wire, py::array body) {
-  Entries in = entries(x);
-  float* r = residual_or_null(residual, in.count);
-  uint8_t* out = bytes(body, in.count * item_bytes(dtype_from_code(wire)));
-  Call call(in.count);
-  return cast::encode(in, r, dtype_from_code(dtype), dtype_from_code(wire), out);
-}
-
-void decode_cast(const py::array& body, int dtype, int wire, py::array out, bool accumulate, float scale) {
-  Output target = output(out, accumulate, scale);
-  const uint8_t* in = bytes_in(body, target.count * item_bytes(dtype_from_code(wire)));
-  Fault fault;
-  {
-    Call call(target.count);
-    fault = cast::decode(in, dtype_from_code(dtype), dtype_from_code(wire), target);
+    fault = codec.decode(in, payload, step, target, blank);
   }
   raise_if(fault);
 }
@@ -255,28 +233,6 @@ py::array_t<uint32_t> draw_index(size_t n, size_t k, uint64_t seed, uint32_t ste
   Call call(k);
   index::draw(n, k, seed, step, out);
   return index;
-}
-
-py::array_t<float> gather(const py::array& x, const py::array& index) {
-  Entries in = entries(x);
-  size_t k = size_of(index);
-  const uint32_t* at = indices(index);
-  require_below(at, k, in.count);
-  py::array_t<float> value(static_cast<py::ssize_t>(k));
-  float* out = value.mutable_data();
-  Call call(k);
-  index::gather(in, at, k, out);
-  return value;
-}
-
-void scatter(const py::array& index, py::array value, py::array out, bool accumulate, float scale) {
-  size_t k = size_of(index);
-  const uint32_t* at = indices(index);
-  const float* v = floats(value, k);
-  Output target = output(out, accumulate, scale);
-  require_below(at, k, target.count);
-  Call call(k);
-  index::scatter(at, v, k, target);
 }
 
 void settle(py::array residual, const py::array& index, py::array value, py::array decoded) {
@@ -348,21 +304,22 @@ std::vector<std::string> kernels_available() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels on contiguous arrays; use them through the tersegrad package.";
   using namespace py::literals;
-  m.def("select_topk", select_topk, "x"_a, "residual"_a, "k"_a);
+  m.def("select_topk", select_topk, "x"_a, "residual"_a, "k"_a, "last_key"_a = 0);
   m.def("select_chunks", select_chunks, "x"_a, "residual"_a, "k"_a, "chunk"_a);
-  m.def("encode_quantize", encode_quantize, "x"_a, "residual"_a, "dtype"_a, "bits"_a, "block_size"_a, "seed"_a, "step"_a, "body"_a);
-  m.def("decode_quantize", decode_quantize, "body"_a, "dtype"_a, "bits"_a, "block_size"_a, "out"_a, "accumulate"_a, "scale"_a);
-  m.def("encode_sign", encode_sign, "x"_a, "residual"_a, "dtype"_a, "block_size"_a, "body"_a);
-  m.def("decode_sign", decode_sign, "body"_a, "dtype"_a, "block_size"_a, "out"_a, "accumulate"_a, "scale"_a);
-  m.def("encode_cast", encode_cast, "x"_a, "residual"_a, "dtype"_a, "wire"_a, "body"_a);
-  m.def("decode_cast", decode_cast, "body"_a, "dtype"_a, "wire"_a, "out"_a, "accumulate"_a, "scale"_a);
+  py::class_<ValueCodec>(m, "ValueCodec")
+      .def(py::init(&value_codec), "kind"_a, "wire"_a = 1, "bits"_a = 8, "block_size"_a = 256, "seed"_a = std::nullopt);
+  py::class_<Codec>(m, "Codec")
+      .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0, "mask_seed"_a = 0)
+      .def("survivors", &Codec::survivors, "n"_a)
+      .def("form", [](const Codec& c, size_t n) { return static_cast<int>(c.index_form(n)); }, "n"_a)
+      .def("body_bytes", [](const Codec& c, size_t n, int dtype) { return c.body_bytes(n, dtype_from_code(dtype)); }, "n"_a, "dtype"_a)
+      .def("encode", &encode, "x"_a, "residual"_a, "dtype"_a, "step"_a, "last_key"_a, "body"_a)
+      .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a);
   m.def("encode_index", encode_index, "form"_a, "index"_a, "n"_a, "stream"_a);
   m.def("decode_index", decode_index, "form"_a, "stream"_a, "n"_a, "k"_a);
   m.def("draw_index", draw_index, "n"_a, "k"_a, "seed"_a, "step"_a);
   m.def("index_bytes", [](int form, uint64_t n, uint64_t k) { return index_stream_bytes(index_form(form), n, k); }, "form"_a, "n"_a, "k"_a);
   m.def("smallest_index_form", [](uint64_t n, uint64_t k) { return static_cast<int>(smallest_index_form(n, k)); }, "n"_a, "k"_a);
-  m.def("gather", gather, "x"_a, "index"_a);
-  m.def("scatter", scatter, "index"_a, "value"_a, "out"_a, "accumulate"_a, "scale"_a);
   m.def("settle", settle, "residual"_a, "index"_a, "value"_a, "decoded"_a);
   m.def("all_finite", all_finite, "x"_a);
   m.def("accumulate", accumulate, "x"_a, "residual"_a);

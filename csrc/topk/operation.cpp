@@ -1,4 +1,4 @@
-// How one pass suffices. A sample suggests a threshold that a little more than k entries reach; one pass collects those that
+// How one pass suffices. A sample, or the last call, suggests a threshold that a little more than k entries reach; one pass collects those that
 // do, and an exact selection among these few finishes the job. The sample can mislead, yet the result is always exact:
 //  * too many candidates: the buffer is cut to its best k, and the threshold becomes the k-th key plus one. Entries with that
 //    very key that come later would lose their tie against the k that are there, so none is missed. Each cut is paid for by
@@ -82,58 +82,71 @@ Rank rank_of(const float* value, size_t n, size_t k) {
   return {rank.key, above + rank.above};
 }
 
-// A sample of the magnitudes, and the thresholds it suggests.
-class Sample {
+// Suggests thresholds that a few more than k entries reach, but for bad luck; each attempt is more careful.
+class Suggestion {
  public:
-  Sample(const Entries& x, const float* residual, size_t k) : density_(double(k) / double(x.count)) {
-    if (x.count < kSampleFrom) return;
-    size_t runs = std::min(kSamples, x.count / 32) / kRun;
-    size_t stride = x.count / runs;
-    values_.resize(runs * kRun);
+  Suggestion(const Entries& x, float* const& residual, size_t k, uint32_t last_key)
+      : x_(x), residual_(residual), density_(double(k) / double(x.count)), last_key_(last_key) {}
+
+  struct Threshold {
+    uint32_t key;
+    double share;  // of the entries that reach it, about
+  };
+
+  Threshold next() {
+    if (last_key_ > kDrift) {
+      uint32_t key = std::min(last_key_, kInfinity) - kDrift;
+      last_key_ = 0;
+      return {key, 1.3 * density_};
+    }
+    if (sample_.empty() && x_.count >= kSampleFrom) take_sample();
+    double size = double(sample_.size()), mean = density_ * size;
+    rank_ = rank_ == 0 ? mean + 5 * std::sqrt(mean * (1 - density_)) + 8 : 4 * rank_;
+    if (rank_ >= size) return {0, 1.0};  // reached by all
+    uint32_t key = rank_of(sample_.data(), sample_.size(), size_t(rank_)).key;
+    return {std::min(key, kInfinity), rank_ / size};
+  }
+
+ private:
+  // From step to step the k-th key of a gradient moves by a few percent; a sixteenth of an octave below it is safe mostly.
+  static constexpr uint32_t kDrift = 1u << 19;
+
+  void take_sample() {
+    size_t runs = std::min(kSamples, x_.count / 32) / kRun;
+    size_t stride = x_.count / runs;
+    sample_.resize(runs * kRun);
     uint32_t shuffle = 1;
     for (size_t run = 0; run < runs; ++run) {
       // Uneven distances, so that a regular pattern in x cannot hide between the samples.
       shuffle = shuffle * 1664525u + 1013904223u;
       size_t at = run * stride + (stride - kRun) * (shuffle >> 16) / 65536;
-      float* sampled = values_.data() + run * kRun;
-      active().widen[dtype_slot(x.dtype)](x.at(at), sampled, kRun);
-      if (residual != nullptr) active().add_scaled(sampled, residual + at, 1.0f, kRun);
+      float* sampled = sample_.data() + run * kRun;
+      active().widen[dtype_slot(x_.dtype)](x_.at(at), sampled, kRun);
+      if (residual_ != nullptr) active().add_scaled(sampled, residual_ + at, 1.0f, kRun);
     }
   }
 
-  // A key that more than k entries reach, but for bad luck; each attempt is more careful. Zero is reached by all.
-  uint32_t threshold(int attempt) const {
-    double mean = density_ * double(values_.size());
-    double deviation = std::sqrt(mean * (1 - density_));
-    rank_ = attempt == 0 ? mean + 5 * deviation + 8 : 2 * rank_ + 32;
-    if (attempt > 2 || rank_ >= double(values_.size())) return 0;
-    return std::min(rank_of(values_.data(), values_.size(), size_t(rank_)).key, kInfinity);
-  }
-
-  // How many of n entries reach the last threshold, about.
-  size_t expected(size_t n) const {
-    return values_.empty() ? n : size_t(double(n) * std::min(1.0, rank_ / double(values_.size())));
-  }
-
- private:
+  const Entries& x_;  // these two change once the residual holds the sums
+  float* const& residual_;
   double density_;
-  std::vector<float> values_;
-  mutable double rank_ = 0;
+  uint32_t last_key_;
+  std::vector<float> sample_;
+  double rank_ = 0;
 };
 
 // One thread's part of the pass: the entries of [begin, end) that can be among the first k.
-Outcome scan(const Entries& x, float* residual, size_t begin, size_t end, size_t k, uint32_t threshold,
+bool scan(const Entries& x, float* residual, size_t begin, size_t end, size_t k, uint32_t threshold,
              size_t expected, Candidates& found) {
   const Kernels& kernels = active();
   const int from = dtype_slot(x.dtype);
   const size_t piece = std::min(kScan, end - begin), room = piece + kCollectSlack;
   const size_t limit = k + k / 2 + room;
-  if (!found.reserve(std::min(limit, expected + room))) return Outcome::out_of_memory;
+  if (!found.reserve(std::min(limit, expected + room))) return false;
   for (size_t i = begin; i < end; i += piece) {
     size_t n = std::min(piece, end - i);
-    if (found.capacity - found.count < n + kCollectSlack) {
+    while (found.capacity - found.count < n + kCollectSlack) {
       if (found.capacity < limit) {
-        if (!found.reserve(std::min(limit, 2 * found.capacity + room))) return Outcome::out_of_memory;
+        if (!found.reserve(std::min(limit, 2 * found.capacity + room))) return false;
       } else {
         threshold = std::min(found.keep_largest(k) + 1, kInfinity);
       }
@@ -144,7 +157,7 @@ Outcome scan(const Entries& x, float* residual, size_t begin, size_t end, size_t
                                                                threshold, index, value)
                             : kernels.collect[from](x.at(i), n, static_cast<uint32_t>(i), threshold, index, value);
   }
-  return Outcome::ok;
+  return true;
 }
 
 // New memory costs a page fault per page, so a large array asks for large pages.
@@ -167,8 +180,6 @@ bool grow(std::unique_ptr<T, Free>& array, size_t used, size_t wanted) {
   return true;
 }
 
-Outcome worse(Outcome a, Outcome b) { return std::max(a, b); }
-
 }  // namespace
 
 bool Candidates::reserve(size_t wanted) {
@@ -184,56 +195,53 @@ uint32_t Candidates::keep_largest(size_t k) {
   return rank.key;
 }
 
-Outcome select(const Entries& x, float* residual, size_t k, Candidates& out) {
+bool select(const Entries& x, float* residual, size_t k, uint32_t& last_key, Candidates& out) {
   const size_t ranges = x.count < kParallelFrom ? 1 : static_cast<size_t>(thread_count());
   const size_t length = (x.count + ranges - 1) / ranges;
-  Sample sample(x, residual, k);
   Entries entries = x;
+  Suggestion suggestion(entries, residual, k, last_key);
   std::vector<Candidates> found(ranges);
-  std::vector<Outcome> outcome(ranges, Outcome::ok);
+  std::atomic<bool> memory{true};
   size_t total = 0;
-  for (int attempt = 0; total < k; ++attempt) {
-    uint32_t threshold = sample.threshold(attempt);
-    parallel_for(ranges, [&](size_t range) {
+  while (total < k) {
+    auto [threshold, share] = suggestion.next();
+    parallel_for(ranges, [&, threshold = threshold, share = share](size_t range) {
       size_t begin = std::min(x.count, range * length), end = std::min(x.count, begin + length);
       found[range].count = 0;
       if (begin == end) return;
-      outcome[range] = scan(entries, residual, begin, end, std::min(k, end - begin), threshold,
-                            sample.expected(end - begin), found[range]);
+      auto expected = size_t(share * double(end - begin));
+      if (!scan(entries, residual, begin, end, std::min(k, end - begin), threshold, expected, found[range])) memory = false;
     });
+    if (!memory) return false;
     total = 0;
-    for (size_t range = 0; range < ranges; ++range) {
-      if (outcome[range] != Outcome::ok) return outcome[range];
-      total += found[range].count;
-    }
+    for (const Candidates& part : found) total += part.count;
     if (residual != nullptr) {  // it holds the sums now
       entries = {residual, DType::float32, x.count};
       residual = nullptr;
     }
+    last_key = threshold;
   }
   out = std::move(found[0]);
-  if (!out.reserve(total)) return Outcome::out_of_memory;
+  if (!out.reserve(total)) return false;
   for (size_t range = 1; range < ranges; ++range) {
     memcpy(out.index.get() + out.count, found[range].index.get(), found[range].count * sizeof(uint32_t));
     memcpy(out.value.get() + out.count, found[range].value.get(), found[range].count * sizeof(float));
     out.count += found[range].count;
   }
-  if (out.count > k) out.keep_largest(k);
-  // An infinity or NaN outranks every number, so if there is one it survived.
-  bool finite = is_finite_key(active().max_key[dtype_slot(DType::float32)](out.value.get(), k));
-  return finite ? Outcome::ok : Outcome::not_finite;
+  if (out.count > k) last_key = out.keep_largest(k);
+  return true;
 }
 
-Outcome select_chunks(const Entries& x, float* residual, size_t k, size_t chunk, uint32_t* index, float* value) {
+bool select_chunks(const Entries& x, float* residual, size_t k, size_t chunk, uint32_t* index, float* value) {
   const Kernels& kernels = active();
   const size_t chunks = (x.count + chunk - 1) / chunk, per_task = std::max<size_t>(1, kChunk / chunk);
   const size_t tasks = x.count < kParallelFrom ? 1 : (chunks + per_task - 1) / per_task;
   const size_t group = (chunks + tasks - 1) / tasks;
-  std::atomic<Outcome> outcome{Outcome::ok};
+  std::atomic<bool> memory{true};
   parallel_for(tasks, [&](size_t task) {
     Candidates found;
     if (!found.reserve(std::min(chunk, x.count) + kCollectSlack)) {
-      outcome = worse(outcome, Outcome::out_of_memory);
+      memory = false;
       return;
     }
     uint32_t threshold = 0;  // for the next chunk: a little below the k-th key of the last
@@ -260,15 +268,12 @@ Outcome select_chunks(const Entries& x, float* residual, size_t k, size_t chunk,
         }
       }
       uint32_t kth = found.keep_largest(kept);
-      if (!is_finite_key(active().max_key[dtype_slot(DType::float32)](found.value.get(), kept))) {
-        outcome = worse(outcome, Outcome::not_finite);
-      }
       threshold = kth > 1u << 20 ? std::min(kth, kInfinity) - (1u << 20) : 0;
       memcpy(index + c * k, found.index.get(), kept * sizeof(uint32_t));
       memcpy(value + c * k, found.value.get(), kept * sizeof(float));
     }
   });
-  return outcome;
+  return memory;
 }
 
 }  // namespace tersegrad::topk

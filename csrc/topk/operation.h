@@ -24,12 +24,12 @@ struct Candidates {
   uint32_t keep_largest(size_t k);
 };
 
-enum class Outcome { ok, not_finite, out_of_memory };
+// The first k of x + residual. A residual is left holding x + residual. 0 < k <= x.count < 2^32. `last_key` is the k-th key of the
+// last call on similar entries, which saves the sampling, or zero; it becomes the one of this call.
+// False when memory is out. If x or the sums hold an infinity or NaN, so do the values that come out, since it outranks every number.
+bool select(const Entries& x, float* residual, size_t k, uint32_t& last_key, Candidates& out);
 
-// The first k of x + residual. A residual is left holding x + residual. 0 < k <= x.count < 2^32.
-Outcome select(const Entries& x, float* residual, size_t k, Candidates& out);
-
-// The first min(k, length) of every chunk of `chunk` entries.
-Outcome select_chunks(const Entries& x, float* residual, size_t k, size_t chunk, uint32_t* index, float* value);
+// The same for every chunk of `chunk` entries: its first min(k, length).
+bool select_chunks(const Entries& x, float* residual, size_t k, size_t chunk, uint32_t* index, float* value);
 
 }  // namespace tersegrad::topk

@@ -17,21 +17,21 @@ from .buffers import (
     view,
     writable_view,
 )
-from .codec import Codec, check_codec, check_count, check_scale, check_step, encode
+from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode
 from .errors import InputError, NonFiniteError, PayloadError
 from .payload import Payload, check_expected, check_kind
 
 if TYPE_CHECKING:
     from .buffers import AnyArray
 
-NonFinite = Literal["error", "skip"]
+NonFinite = Literal["error", "skip", "reset"]
 
 
 def check_nonfinite(choice: object) -> NonFinite:
     """`choice`, if it is one."""
-    if choice == "error" or choice == "skip":
+    if choice in ("error", "skip", "reset"):
         return choice  # type: ignore[return-value]
-    raise InputError(f"nonfinite must be 'error' or 'skip', not {choice!r}")
+    raise InputError(f"nonfinite must be 'error', 'skip' or 'reset', not {choice!r}")
 
 
 def compress(
@@ -53,9 +53,10 @@ def compress(
     residual : float32 array of x's kind and shape, optional
         Error feedback (Seide et al. 2014; Stich et al. 2018): ``x + residual`` is compressed, and `residual` is left holding exactly
         what the payload does not carry, ``residual == (x + residual_before) - decompress(payload)`` in float32, to the bit.
-    nonfinite : {"error", "skip"}
-        What to do when `x` holds an infinity or NaN: raise, or return a payload that decodes to zeros, with
-        ``payload.skipped`` set. The residual is untouched either way.
+    nonfinite : {"error", "skip", "reset"}
+        What to do when `x` holds an infinity or NaN: raise, or return a payload that decodes to zeros, with ``payload.skipped`` set.
+        With a residual, these two read `x` once more beforehand, so as to leave it untouched. ``"reset"`` saves that pass:
+        it raises as ``"error"`` does, but the residual is then lost and set to zero.
     step : int
         Call number, mixed into random streams, so that stochastic rounding and random masks differ from step to step.
 
@@ -68,7 +69,7 @@ def compress(
     InputError
         If `x` or `residual` has the wrong kind, dtype, shape or layout.
     NonFiniteError
-        If `x` holds an infinity or NaN and ``nonfinite="error"``.
+        If `x` holds an infinity or NaN, unless ``nonfinite="skip"``.
 
     Examples
     --------
@@ -79,25 +80,28 @@ def compress(
     """
     source = view(x)
     kept = None if residual is None else residual_view(residual, source)
-    return compress_view(source, check_codec(codec), kept, nonfinite, check_step(step))
+    return compress_view(source, check_codec(codec), kept, nonfinite, Call(check_step(step)))
 
 
 def compress_view(
-    x: View, codec: Codec, residual: Floats | None, nonfinite: NonFinite, step: int
+    x: View, codec: Codec, residual: Floats | None, nonfinite: NonFinite, call: Call
 ) -> Payload:
     """`compress` on views."""
     check_nonfinite(nonfinite)
     n = check_count(x.array.size)
     body = np.empty(codec.body_size(n, x.dtype), np.uint8)
-    finite = encode(x, codec, body, residual, step)
+    finite = encode(x, codec, body, residual, call, checked=nonfinite == "reset")
     if not finite:
-        if nonfinite == "error":
+        if nonfinite == "reset" and residual is not None:
+            residual.fill(0)
+            raise NonFiniteError("the input or the residual held an infinity or NaN; the residual was set to zero")
+        if nonfinite != "skip":
             raise NonFiniteError(
                 "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step"
             )
         zeros = View(new_entries(n, x.dtype, zero=True), x.dtype, x.shape, x.kind)
-        encode(zeros, codec, body, None, step)
-    return Payload(codec, x.dtype, x.shape, body, x.kind, step, not finite)
+        encode(zeros, codec, body, None, call)
+    return Payload(codec, x.dtype, x.shape, body, x.kind, call.step, not finite)
 
 
 def decompress(

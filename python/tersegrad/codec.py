@@ -40,6 +40,16 @@ _by_id: dict[int, type[Codec]] = {}
 _C = TypeVar("_C", bound="Codec")
 
 
+@dataclasses.dataclass(slots=True)
+class Call:
+    """What one call to a codec is told, and tells the next on the same stream of tensors."""
+
+    #: Call number, mixed into random streams.
+    step: int = 0
+    #: The k-th largest magnitude of the last call, as the bits of a float32: a head start for the next top-k. Never changes a result.
+    last_key: int = 0
+
+
 class Codec(ABC):
     """Base class of all codecs.
 
@@ -111,7 +121,7 @@ class Codec(ABC):
     # The fused form that the built-in codecs define instead of _encode and _decode. `x` and `out` are as in buffers.View.
 
     def _compress(
-        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, step: int
+        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, call: Call
     ) -> bool:
         """Write the body; leave in `residual` what it does not carry. False when an entry is not finite."""
         if residual is None:
@@ -123,9 +133,9 @@ class Codec(ABC):
         if not _core.all_finite(values):
             return False
         values.flags.writeable = False
-        self._encode(values, body, dtype, step)
+        self._encode(values, body, dtype, call.step)
         if residual is not None:
-            _core.subtract(residual, self._decoded(body, x.size, dtype, step))
+            _core.subtract(residual, self._decoded(body, x.size, dtype, call.step))
         return True
 
     def _decompress(
@@ -158,6 +168,10 @@ class Codec(ABC):
     def _from_wire(cls: type[_C], params: bytes, n: int) -> tuple[_C, int]:
         """The codec and the step that `_wire_params` states."""
         return cls._from_params(params), 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The fields alone: a codec may cache its native form, which cannot be pickled.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     # The one text form.
 
@@ -225,13 +239,16 @@ def check_count(n: int) -> int:
     return n
 
 
-def encode(x: View, codec: Codec, body: Bytes, residual: Floats | None, step: int) -> bool:
-    """`encode_into` on views."""
-    if residual is not None and not _core.all_finite(x.array):
+def encode(
+    x: View, codec: Codec, body: Bytes, residual: Floats | None, call: Call, checked: bool = False
+) -> bool:
+    """`encode_into` on views. `checked` says that x is known to be finite, which saves a pass over it."""
+    if residual is not None and not checked and not _core.all_finite(x.array):
         return False
-    if codec._compress(x.array, x.dtype, body, residual, step):
+    if codec._compress(x.array, x.dtype, body, residual, call):
         return True
-    if residual is not None:
+    call.last_key = 0
+    if residual is not None and not checked:
         raise InputError(
             "x is finite but x + residual is not: the residual held an infinity or NaN, or the sum exceeds float32; "
             "reset the residual"
@@ -273,7 +290,7 @@ def encode_into(
     if target.size != expected or not target.flags.writeable:
         raise InputError(f"body must be {expected} writable bytes, not {target.size}")
     kept = None if residual is None else residual_view(residual, source)
-    return encode(source, codec, target, kept, check_step(step))
+    return encode(source, codec, target, kept, Call(check_step(step)))
 
 
 def decode_into(

@@ -71,7 +71,7 @@ class Message:
         head = bytearray(HEAD.pack(MAGIC, self.layout, step % 2**32, failed) + presence)
         self.own[: len(head)].copy_(torch.frombuffer(head, dtype=torch.uint8))
 
-    def decode_mean(self, buffer: torch.Tensor, step: int, failure: Exception | None) -> int:
+    def decode_mean(self, buffer: torch.Tensor, step: int, failure: str | None) -> int:
         """Overwrite `buffer` with the mean of all messages. Returns how many parameters became NaN.
 
         Every rank adds the same bits in rank order, in float32: replicas stay identical.
@@ -103,18 +103,14 @@ class Message:
                 mean.copy_(total)
         return lost
 
-    def _read_heads(
-        self, messages: torch.Tensor, step: int, failure: Exception | None
-    ) -> list[bytes]:
+    def _read_heads(self, messages: torch.Tensor, step: int, failure: str | None) -> list[bytes]:
         """Presence by rank. All ranks read the same heads, so all of them raise or none does."""
         presence = []
         for rank, numbers in enumerate(messages[:, : self.head_bytes].tolist()):
             head = bytes(numbers)
             magic, layout, sent_step, failed = HEAD.unpack_from(head)
             if failed:
-                reason = "its own error says why"
-                if failure is not None:
-                    reason = f"{type(failure).__name__}: {failure}"
+                reason = failure or "its own error says why"
                 raise StateError(f"rank {rank} could not compress a gradient: {reason}")
             if (magic, layout, sent_step) != (MAGIC, self.layout, step % 2**32):
                 raise StateError(

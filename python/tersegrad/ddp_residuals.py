@@ -1,6 +1,6 @@
 """The residuals of the DDP hook, by parameter.
 
-Buckets are rebuilt between steps, so a bucket's index means nothing: residuals belong to parameters,
+Buckets are rebuilt between steps, so a bucket index means nothing: residuals belong to parameters,
 and in a checkpoint to their names.
 """
 

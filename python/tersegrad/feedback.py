@@ -9,7 +9,7 @@ import numpy as np
 
 from .api import NonFinite, check_nonfinite, compress_view
 from .buffers import Floats, View, kind_of, like, residual_view, view, writable_view
-from .codec import Codec, check_codec
+from .codec import Call, Codec, check_codec
 from .errors import InputError, StateError
 from .payload import Payload
 
@@ -27,7 +27,7 @@ class ErrorFeedback:
     Parameters
     ----------
     codec : Codec
-    nonfinite : {"error", "skip"}
+    nonfinite : {"error", "skip", "reset"}
         For inputs that hold an infinity or NaN, as in `compress`.
 
     Attributes
@@ -51,7 +51,7 @@ class ErrorFeedback:
         self.nonfinite = check_nonfinite(nonfinite)
         self.skipped = 0
         self._residuals: dict[str, AnyArray] = {}
-        self._steps: dict[str, int] = {}
+        self._calls: dict[str, Call] = {}
 
     def compress(self, x: AnyArray, key: str) -> Payload:
         """Compress ``x + residual[key]`` and keep what the payload does not carry.
@@ -62,9 +62,9 @@ class ErrorFeedback:
             raise InputError(f"key must be a string, such as the parameter's name, not {key!r}")
         source = view(x)
         residual = self._residual_for(key, source)
-        step = self._steps.get(key, 0)
-        payload = compress_view(source, self.codec, residual, self.nonfinite, step)
-        self._steps[key] = (step + 1) & 0xFFFFFFFF
+        call = self._calls.setdefault(key, Call())
+        payload = compress_view(source, self.codec, residual, self.nonfinite, call)
+        call.step = (call.step + 1) & 0xFFFFFFFF
         self.skipped += payload.skipped
         return payload
 
@@ -105,17 +105,17 @@ class ErrorFeedback:
         """Forget one residual, or all of them."""
         if key is None:
             self._residuals.clear()
-            self._steps.clear()
+            self._calls.clear()
         else:
             self._residuals.pop(key, None)
-            self._steps.pop(key, None)
+            self._calls.pop(key, None)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of plain arrays and numbers: with tensors, ``torch.load(weights_only=True)`` reads it."""
         return {
             "version": STATE_VERSION,
             "skipped": self.skipped,
-            "steps": dict(self._steps),
+            "steps": {key: call.step for key, call in self._calls.items()},
             "residuals": {
                 key: like(view(r).array.copy(), "float32", tuple(r.shape), kind_of(r))
                 for key, r in self._residuals.items()
@@ -126,7 +126,7 @@ class ErrorFeedback:
         """Take over a snapshot; `StateError`, and nothing changed, if it is not one."""
         try:
             version, skipped = state["version"], int(state["skipped"])
-            steps = {str(key): int(step) for key, step in state["steps"].items()}
+            calls = {str(key): Call(int(step)) for key, step in state["steps"].items()}
             residuals = dict(state["residuals"])
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise StateError(f"not a state of ErrorFeedback: {error!r}") from error
@@ -141,4 +141,4 @@ class ErrorFeedback:
             if got.dtype != "float32" or not np.isfinite(got.array).all():
                 raise StateError(f"residual {key!r} must be finite float32")
             copies[key] = like(got.array.copy(), "float32", got.shape, got.kind)
-        self._residuals, self._steps, self.skipped = copies, steps, skipped
+        self._residuals, self._calls, self.skipped = copies, calls, skipped

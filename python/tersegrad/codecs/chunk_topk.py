@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
 
 from .. import _core
-from ..buffers import Floats
 from ..codec import Codec
 from ..errors import CodecError
 from .check import check_integer
-from .sparse import Indexed, Indices
+from .sparse import Indexed
 
 
 @dataclass(frozen=True)
@@ -46,18 +42,11 @@ class ChunkTopK(Indexed, id=6):
         self._check_values()
         self._check_indices()
 
-    def _count(self, n: int) -> int:
-        full, rest = divmod(n, self.chunk)
-        return full * self.k + min(self.k, rest)
+    def _make_native_of(self, values: _core.ValueCodec) -> _core.Codec:
+        return _core.Codec("chunks", values, k=self.k, chunk=self.chunk, form=self._form())
 
-    def _select(self, x: npt.NDArray[Any], residual: Floats | None) -> tuple[Indices, Floats, bool]:
-        return _core.select_chunks(x, residual, self.k, self.chunk)
-
-    def _stated_k(self, n: int) -> int:
-        return self.k
-
-    def _chunk_param(self) -> int:
-        return self.chunk
+    def _wire_params(self, n: int, step: int) -> bytes:
+        return self._pack_wire(n, self.k, self.chunk)
 
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[ChunkTopK, int]:

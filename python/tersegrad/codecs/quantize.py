@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import numpy.typing as npt
+from typing import Literal
 
 from .. import _core
-from ..buffers import DTYPE_CODES, Bytes, Floats
-from ..codec import Codec
 from .check import check_block_size, check_choice, check_integer
+from .native import Dense
 
 _PARAMS = struct.Struct("<BH")
 
 
 @dataclass(frozen=True)
-class Quantize(Codec, id=3):
+class Quantize(Dense, id=3):
     """8, 4 or 2 bits per entry and one float32 scale per block.
 
     The scale is the block's largest magnitude divided by 127, 7 or 1 (Dettmers 2016, "8-bit approximations for parallelism in deep
@@ -45,9 +42,6 @@ class Quantize(Codec, id=3):
         check_choice("Quantize", "rounding", self.rounding, ("nearest", "stochastic"))
         check_integer("Quantize", "seed", self.seed, 0, 2**64 - 1)
 
-    def body_size(self, n: int, dtype: str = "float32") -> int:
-        return -(-n // self.block_size) * 4 + (n * self.bits + 7) // 8
-
     def _params(self) -> bytes:
         return _PARAMS.pack(self.bits, self.block_size // 64)
 
@@ -56,24 +50,6 @@ class Quantize(Codec, id=3):
         bits, blocks = _PARAMS.unpack_from(params)
         return cls(bits=bits, block_size=64 * blocks)
 
-    def _compress(
-        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, step: int
-    ) -> bool:
+    def _native_values(self) -> _core.ValueCodec:
         seed = self.seed if self.rounding == "stochastic" else None
-        return _core.encode_quantize(
-            x, residual, DTYPE_CODES[dtype], self.bits, self.block_size, seed, step, body
-        )
-
-    def _decompress(
-        self,
-        body: Bytes,
-        dtype: str,
-        step: int,
-        out: npt.NDArray[Any],
-        accumulate: bool,
-        scale: float,
-        blank: bool,
-    ) -> None:
-        _core.decode_quantize(
-            body, DTYPE_CODES[dtype], self.bits, self.block_size, out, accumulate, scale
-        )
+        return _core.ValueCodec("quantize", bits=self.bits, block_size=self.block_size, seed=seed)

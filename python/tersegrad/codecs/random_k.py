@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
 
 from .. import _core
-from ..buffers import Bytes, Floats
+from ..buffers import Bytes
 from ..codec import Codec
-from ..errors import CodecError
-from .check import check_density, check_integer
-from .sparse import Sparse, survivor_count
+from .check import check_integer
+from .sparse import Indices, Sparse, check_amount
 
 _WIRE = struct.Struct("<IQI4s")  # k, seed, step, value word
 
@@ -44,47 +40,22 @@ class RandomK(Sparse, id=7):
     values: Codec | None = None
 
     def __post_init__(self) -> None:
-        if (self.density is None) == (self.k is None):
-            raise CodecError(f"RandomK: give density or k, one of them, not {self.density!r} and {self.k!r}")
-        if self.density is not None:
-            check_density("RandomK", self.density)
-        else:
-            check_integer("RandomK", "k", self.k, 1, 2**32 - 1)
+        check_amount("RandomK", self.density, self.k)
         check_integer("RandomK", "seed", self.seed, 0, 2**64 - 1)
         self._check_values()
 
-    def _count(self, n: int) -> int:
-        return survivor_count(self.density, self.k, n)
+    def _make_native_of(self, values: _core.ValueCodec) -> _core.Codec:
+        return _core.Codec(
+            "random", values, density=self.density or 0.0, k=self.k or 0, mask_seed=self.seed
+        )
 
-    def body_size(self, n: int, dtype: str = "float32") -> int:
-        return self._value_codec.body_size(self._count(n), dtype)
+    def _indices(self, body: Bytes, n: int, step: int) -> Indices:
+        return _core.draw_index(n, self._native.survivors(n), self.seed, step)
 
     def _wire_params(self, n: int, step: int) -> bytes:
-        return _WIRE.pack(self._count(n), self.seed, step, self._value_word())
+        return _WIRE.pack(self._native.survivors(n), self.seed, step, self._value_word())
 
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[RandomK, int]:
         k, seed, step, word = _WIRE.unpack_from(params)
         return cls(seed=seed, k=k if n else 1, values=cls._read_value_word(word)), step
-
-    def _compress(
-        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, step: int
-    ) -> bool:
-        if not (_core.all_finite(x) if residual is None else _core.accumulate(x, residual)):
-            return False
-        index = _core.draw_index(x.size, self._count(x.size), self.seed, step)
-        value = _core.gather(x if residual is None else residual, index)
-        return self._encode_values(index, value, dtype, body, residual, step)
-
-    def _decompress(
-        self,
-        body: Bytes,
-        dtype: str,
-        step: int,
-        out: npt.NDArray[Any],
-        accumulate: bool,
-        scale: float,
-        blank: bool,
-    ) -> None:
-        index = _core.draw_index(out.size, self._count(out.size), self.seed, step)
-        self._decode_values(index, dtype, body, step, out, accumulate, scale, blank)

@@ -10,32 +10,46 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from ..buffers import Bytes, Floats
-from ..codec import VALUE_PARAMETER_BYTES, Codec, codec_by_id
+from ..buffers import DTYPE_CODES, Bytes, Floats
+from ..codec import VALUE_PARAMETER_BYTES, Call, Codec, codec_by_id
 from ..errors import CodecError, PayloadError
 from .cast import Identity
-from .check import check_choice
+from .check import check_choice, check_density, check_integer
+from .native import Dense, Native
 
 Indices = npt.NDArray[np.uint32]
 
 #: Index forms by name, in the order of their wire codes from 1.
 INDEX_FORMS = ("elias-fano", "bitmap", "u16")
 _IDENTITY = Identity()
+_FLOAT32 = DTYPE_CODES["float32"]
 
 
-def survivor_count(density: float | None, k: int | None, n: int) -> int:
-    """How many of `n` entries survive: at least one, if there is one."""
-    if k is None:
-        assert density is not None
-        k = round(density * n)
-    return min(max(k, 1), n)
+class Sparse(Native):
+    """Base of codecs that send some entries; the others decode to zero.
 
-
-class Sparse(Codec):
-    """Base of codecs that send some entries; the others decode to zero."""
+    With a value codec from outside of this package, the native codec selects and moves exact values, and that codec
+    codes them on the way.
+    """
 
     is_sparse: ClassVar[bool] = True
     values: Codec | None
+
+    @abstractmethod
+    def _make_native_of(self, values: _core.ValueCodec) -> _core.Codec:
+        """The native codec of these parameters, given how values are coded."""
+
+    @abstractmethod
+    def _indices(self, body: Bytes, n: int, step: int) -> Indices:
+        """The survivors' indices that a body states."""
+
+    @property
+    def _value_codec(self) -> Codec:
+        return _IDENTITY if self.values is None else self.values
+
+    def _make_native(self) -> _core.Codec:
+        codec = self._value_codec
+        return self._make_native_of((codec if isinstance(codec, Dense) else _IDENTITY)._native_values())
 
     def _check_values(self) -> None:
         values = self.values
@@ -50,10 +64,6 @@ class Sparse(Codec):
                 "and cannot be a value codec"
             )
 
-    @property
-    def _value_codec(self) -> Codec:
-        return _IDENTITY if self.values is None else self.values
-
     def _value_word(self) -> bytes:
         codec = self._value_codec
         return bytes([codec.id]) + codec._params().ljust(VALUE_PARAMETER_BYTES, b"\0")
@@ -63,104 +73,39 @@ class Sparse(Codec):
         cls = codec_by_id(word[0])
         return None if cls is Identity else cls._from_params(word[1:])
 
-    @abstractmethod
-    def _count(self, n: int) -> int:
-        """How many of `n` entries survive."""
-
-    def _encode_values(
-        self,
-        index: Indices,
-        value: Floats,
-        dtype: str,
-        body: Bytes,
-        residual: Floats | None,
-        step: int,
-    ) -> bool:
-        """Code the survivors' values; in a residual that holds the sums, leave what that lost."""
-        codec = self._value_codec
-        if not codec._compress(value, dtype, body, None, step):
-            return False
-        if residual is not None:
-            decoded = np.empty(value.size, np.float32)
-            codec._decompress(body, dtype, step, decoded, False, 1.0, False)
-            _core.settle(residual, index, value, decoded)
-        return True
-
-    def _decode_values(
-        self,
-        index: Indices,
-        dtype: str,
-        body: Bytes,
-        step: int,
-        out: npt.NDArray[Any],
-        accumulate: bool,
-        scale: float,
-        blank: bool,
-    ) -> None:
-        value = np.empty(index.size, np.float32)
-        self._value_codec._decompress(body, dtype, step, value, False, 1.0, False)
-        if not (accumulate or blank):
-            out.fill(0)
-        _core.scatter(index, value, out, accumulate, scale)
-
-
-class Indexed(Sparse):
-    """A sparse codec whose indices travel."""
-
-    indices: str
-    _WIRE: ClassVar[struct.Struct] = struct.Struct("<IB3s4sI")  # k, form, zeros, value word, chunk
-
-    def _check_indices(self) -> None:
-        check_choice(type(self).__name__, "indices", self.indices, ("auto", *INDEX_FORMS))
-
-    @abstractmethod
-    def _select(self, x: npt.NDArray[Any], residual: Floats | None) -> tuple[Indices, Floats, bool]:
-        """Survivors of a non-empty input, ascending, and whether all entries are finite."""
-
-    def _form(self, n: int, k: int) -> int:
-        if self.indices == "auto":
-            return _core.smallest_index_form(n, k)
-        return INDEX_FORMS.index(self.indices) + 1
+    # What is below serves value codecs from outside.
 
     def _stream_bytes(self, n: int) -> int:
-        k = self._count(n)
-        return _core.index_bytes(self._form(n, k), n, k)
+        """Bytes before the values: what is left of a body of exact float32 values."""
+        return self._native.body_bytes(n, _FLOAT32) - 4 * self._native.survivors(n)
 
     def body_size(self, n: int, dtype: str = "float32") -> int:
-        return self._stream_bytes(n) + self._value_codec.body_size(self._count(n), dtype)
-
-    def _chunk_param(self) -> int:
-        return 0
-
-    def _stated_k(self, n: int) -> int:
-        return self._count(n)
-
-    def _wire_params(self, n: int, step: int) -> bytes:
-        k = self._count(n)
-        return self._WIRE.pack(
-            self._stated_k(n), self._form(n, k), b"", self._value_word(), self._chunk_param()
-        )
-
-    @classmethod
-    def _read_wire(cls, params: bytes) -> tuple[int, str, Codec | None, int]:
-        k, form, _, word, chunk = cls._WIRE.unpack_from(params)
-        if not 1 <= form <= len(INDEX_FORMS):
-            raise PayloadError(f"index form {form} is unknown")
-        return k, INDEX_FORMS[form - 1], cls._read_value_word(word), chunk
+        codec = self._value_codec
+        if isinstance(codec, Dense):
+            return super().body_size(n, dtype)
+        return self._stream_bytes(n) + codec.body_size(self._native.survivors(n), dtype)
 
     def _compress(
-        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, step: int
+        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, call: Call
     ) -> bool:
-        n = x.size
-        if n == 0:
-            return True
-        index, value, finite = self._select(x, residual)
+        codec, n = self._value_codec, x.size
+        if isinstance(codec, Dense):
+            return super()._compress(x, dtype, body, residual, call)
+        stream = self._stream_bytes(n)
+        exact = np.empty(self._native.body_bytes(n, _FLOAT32), np.uint8)
+        finite, call.last_key = self._native.encode(
+            x, residual, _FLOAT32, call.step, call.last_key, exact
+        )
         if not finite:
             return False
-        form = self._form(n, index.size)
-        stream = _core.index_bytes(form, n, index.size)
-        _core.encode_index(form, index, n, body[:stream])
-        return self._encode_values(index, value, dtype, body[stream:], residual, step)
+        values = np.frombuffer(exact[stream:].tobytes(), np.float32)
+        body[:stream] = exact[:stream]
+        codec._compress(values, dtype, body[stream:], None, call)
+        if residual is not None:
+            decoded = np.empty(values.size, np.float32)
+            codec._decompress(body[stream:], dtype, call.step, decoded, False, 1.0, False)
+            _core.settle(residual, self._indices(body[:stream], n, call.step), values, decoded)
+        return True
 
     def _decompress(
         self,
@@ -172,10 +117,49 @@ class Indexed(Sparse):
         scale: float,
         blank: bool,
     ) -> None:
-        n, k = out.size, self._count(out.size)
-        form = self._form(n, k)
-        stream = _core.index_bytes(form, n, k)
-        index = _core.decode_index(form, body[:stream], n, k)
-        self._decode_values(
-            index, dtype, body[stream:], step, out, accumulate, scale, blank
-        )
+        codec, n = self._value_codec, out.size
+        if isinstance(codec, Dense):
+            super()._decompress(body, dtype, step, out, accumulate, scale, blank)
+            return
+        stream = self._stream_bytes(n)
+        values = np.empty(self._native.survivors(n), np.float32)
+        codec._decompress(body[stream:], dtype, step, values, False, 1.0, False)
+        exact = np.concatenate((body[:stream], values.view(np.uint8)))
+        self._native.decode(exact, _FLOAT32, step, out, accumulate, scale, blank)
+
+
+class Indexed(Sparse):
+    """A sparse codec whose indices travel."""
+
+    indices: str
+    _WIRE: ClassVar[struct.Struct] = struct.Struct("<IB3s4sI")  # k, form, zeros, value word, chunk
+
+    def _check_indices(self) -> None:
+        check_choice(type(self).__name__, "indices", self.indices, ("auto", *INDEX_FORMS))
+
+    def _form(self) -> int:
+        """The wire code of the index form, or zero for the smallest."""
+        return 0 if self.indices == "auto" else INDEX_FORMS.index(self.indices) + 1
+
+    def _pack_wire(self, n: int, k: int, chunk: int) -> bytes:
+        return self._WIRE.pack(k, self._native.form(n), b"", self._value_word(), chunk)
+
+    @classmethod
+    def _read_wire(cls, params: bytes) -> tuple[int, str, Codec | None, int]:
+        k, form, _, word, chunk = cls._WIRE.unpack_from(params)
+        if not 1 <= form <= len(INDEX_FORMS):
+            raise PayloadError(f"index form {form} is unknown")
+        return k, INDEX_FORMS[form - 1], cls._read_value_word(word), chunk
+
+    def _indices(self, body: Bytes, n: int, step: int) -> Indices:
+        return _core.decode_index(self._native.form(n), body, n, self._native.survivors(n))
+
+
+def check_amount(codec: str, density: float | None, k: int | None) -> None:
+    """`CodecError` unless one of density and k is given and in range."""
+    if (density is None) == (k is None):
+        raise CodecError(f"{codec}: give density or k, one of them, not {density!r} and {k!r}")
+    if density is not None:
+        check_density(codec, density)
+    else:
+        check_integer(codec, "k", k, 1, 2**32 - 1)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy.typing as npt
 
 from .. import _core
-from ..buffers import Floats
 from ..codec import Codec
-from ..errors import CodecError
-from .check import check_density, check_integer
-from .sparse import Indexed, Indices, survivor_count
+from .sparse import Indexed, check_amount
 
 
 @dataclass(frozen=True)
@@ -39,20 +33,15 @@ class TopK(Indexed, id=5):
     indices: str = "auto"
 
     def __post_init__(self) -> None:
-        if (self.density is None) == (self.k is None):
-            raise CodecError(f"TopK: give density or k, one of them, not {self.density!r} and {self.k!r}")
-        if self.density is not None:
-            check_density("TopK", self.density)
-        else:
-            check_integer("TopK", "k", self.k, 1, 2**32 - 1)
+        check_amount("TopK", self.density, self.k)
         self._check_values()
         self._check_indices()
 
-    def _count(self, n: int) -> int:
-        return survivor_count(self.density, self.k, n)
+    def _make_native_of(self, values: _core.ValueCodec) -> _core.Codec:
+        return _core.Codec("topk", values, density=self.density or 0.0, k=self.k or 0, form=self._form())
 
-    def _select(self, x: npt.NDArray[Any], residual: Floats | None) -> tuple[Indices, Floats, bool]:
-        return _core.select_topk(x, residual, self._count(x.size))
+    def _wire_params(self, n: int, step: int) -> bytes:
+        return self._pack_wire(n, self._native.survivors(n), 0)
 
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[TopK, int]:

@@ -1,0 +1,139 @@
+#include "codec.h"
+
+#include <cmath>
+
+#include "cast/operation.h"
+
+namespace tersegrad {
+namespace {
+
+// Memory that is not touched before it is used.
+template <class T>
+std::unique_ptr<T[]> scratch(size_t n) {
+  return std::unique_ptr<T[]>(new T[n]);
+}
+
+void set_zero(const Output& out) {
+  for_each_chunk(out.count, 1, [&](size_t begin, size_t end) {
+    memset(out.at(begin), 0, (end - begin) * item_bytes(out.dtype));
+  });
+}
+
+Outcome finite_or_not(bool finite) { return finite ? Outcome::ok : Outcome::not_finite; }
+
+}  // namespace
+
+size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
+  switch (kind) {
+    case Kind::identity:
+      return n * item_bytes(dtype);
+    case Kind::cast:
+      return n * item_bytes(wire);
+    case Kind::quantize:
+      return quantized.scale_bytes(n) + quantized.code_bytes(n);
+    default:
+      return signs.scale_bytes(n) + (n + 7) / 8;
+  }
+}
+
+bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint8_t* body) const {
+  switch (kind) {
+    case Kind::identity:
+      return cast::encode(x, residual, dtype, dtype, body);
+    case Kind::cast:
+      return cast::encode(x, residual, dtype, wire, body);
+    case Kind::quantize: {
+      Noise noise{seed, step};
+      return quantize::encode(x, residual, dtype, quantized, stochastic ? &noise : nullptr, body);
+    }
+    default:
+      return sign::encode(x, residual, dtype, signs, body);
+  }
+}
+
+Fault ValueCodec::decode(const uint8_t* body, DType dtype, const Output& out) const {
+  switch (kind) {
+    case Kind::identity:
+      return cast::decode(body, dtype, dtype, out);
+    case Kind::cast:
+      return cast::decode(body, dtype, wire, out);
+    case Kind::quantize:
+      return quantize::decode(body, dtype, quantized, out);
+    default:
+      return sign::decode(body, dtype, signs, out);
+  }
+}
+
+size_t Codec::survivors(size_t n) const {
+  if (selection == Selection::all) return n;
+  if (selection == Selection::chunks) return n / chunk * k + std::min(k, n % chunk);
+  size_t wanted = density > 0 ? static_cast<size_t>(std::nearbyint(density * static_cast<double>(n))) : k;
+  return std::min(std::max<size_t>(wanted, 1), n);
+}
+
+IndexForm Codec::index_form(size_t n) const {
+  return form ? static_cast<IndexForm>(form) : smallest_index_form(n, survivors(n));
+}
+
+size_t Codec::body_bytes(size_t n, DType dtype) const {
+  size_t kept = survivors(n), body = values.body_bytes(kept, dtype);
+  bool indices_travel = selection == Selection::topk || selection == Selection::chunks;
+  return indices_travel ? body + index_stream_bytes(index_form(n), n, kept) : body;
+}
+
+Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key,
+                      uint8_t* body) const {
+  const size_t n = x.count, kept = survivors(n);
+  if (n == 0) return Outcome::ok;
+  if (selection == Selection::all) return finite_or_not(values.encode(x, residual, dtype, step, body));
+
+  topk::Candidates found;
+  bool finite = true;
+  switch (selection) {
+    case Selection::topk:
+      if (!topk::select(x, residual, kept, last_key, found)) return Outcome::out_of_memory;
+      break;
+    case Selection::chunks:
+      if (!found.reserve(kept) || !topk::select_chunks(x, residual, k, chunk, found.index.get(), found.value.get())) {
+        return Outcome::out_of_memory;
+      }
+      break;
+    default:
+      if (!found.reserve(kept)) return Outcome::out_of_memory;
+      finite = residual ? cast::accumulate(x, residual) : cast::all_finite(x);
+      index::draw(n, kept, mask_seed, step, found.index.get());
+      index::gather(residual ? Entries{residual, DType::float32, n} : x, found.index.get(), kept, found.value.get());
+  }
+  const uint32_t* index = found.index.get();
+  if (selection != Selection::random) {
+    index::encode(index_form(n), index, n, kept, body);
+    body += index_stream_bytes(index_form(n), n, kept);
+  }
+  // An infinity or NaN outranks every number, so top-k has it among the survivors if there is one.
+  finite &= values.encode({found.value.get(), DType::float32, kept}, nullptr, dtype, step, body);
+  if (!finite || residual == nullptr) return finite_or_not(finite);
+  auto decoded = scratch<float>(kept);
+  (void)values.decode(body, dtype, {decoded.get(), DType::float32, kept, false, 1.0f});
+  index::settle(residual, index, found.value.get(), decoded.get(), kept);
+  return Outcome::ok;
+}
+
+Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const {
+  if (selection == Selection::all) return values.decode(body, dtype, out);
+  const size_t n = out.count, kept = survivors(n);
+  auto index = scratch<uint32_t>(kept);
+  auto value = scratch<float>(kept);
+  if (selection == Selection::random) {
+    index::draw(n, kept, mask_seed, step, index.get());
+  } else {
+    IndexForm form_used = index_form(n);
+    if (Fault fault = index::decode(form_used, body, n, kept, index.get())) return fault;
+    body += index_stream_bytes(form_used, n, kept);
+  }
+  if (Fault fault = values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f})) return fault;
+  if (!out.accumulate && !blank) set_zero(out);
+  index::scatter(index.get(), value.get(), kept, out);
+  return nullptr;
+}
+
+}  // namespace tersegrad

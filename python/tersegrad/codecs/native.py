@@ -1,0 +1,59 @@
+"""Base of the codecs that run as one native call."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cached_property
+from typing import Any
+
+import numpy.typing as npt
+
+from .. import _core
+from ..buffers import DTYPE_CODES, Bytes, Floats
+from ..codec import Call, Codec
+
+
+class Native(Codec):
+    """A codec with a native form."""
+
+    @abstractmethod
+    def _make_native(self) -> _core.Codec:
+        """The native codec of these parameters."""
+
+    @cached_property
+    def _native(self) -> _core.Codec:
+        return self._make_native()
+
+    def body_size(self, n: int, dtype: str = "float32") -> int:
+        return self._native.body_bytes(n, DTYPE_CODES[dtype])
+
+    def _compress(
+        self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, call: Call
+    ) -> bool:
+        finite, call.last_key = self._native.encode(
+            x, residual, DTYPE_CODES[dtype], call.step, call.last_key, body
+        )
+        return finite
+
+    def _decompress(
+        self,
+        body: Bytes,
+        dtype: str,
+        step: int,
+        out: npt.NDArray[Any],
+        accumulate: bool,
+        scale: float,
+        blank: bool,
+    ) -> None:
+        self._native.decode(body, DTYPE_CODES[dtype], step, out, accumulate, scale, blank)
+
+
+class Dense(Native):
+    """A native codec that codes every entry, and can code the survivors of a sparse one."""
+
+    @abstractmethod
+    def _native_values(self) -> _core.ValueCodec:
+        """How values are coded."""
+
+    def _make_native(self) -> _core.Codec:
+        return _core.Codec("all", self._native_values())
