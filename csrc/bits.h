@@ -85,9 +85,16 @@ TG_SPEC uint16_t to_half(float value) {
   return static_cast<uint16_t>(sign | ((key - (112u << 23)) >> 13));
 }
 
+// Entries inside a body may lie at any address, so they are copied, not dereferenced.
 TG_SPEC float load_entry(const void* x, DType dtype, size_t i) {
-  if (dtype == DType::float32) return static_cast<const float*>(x)[i];
-  uint16_t bits = static_cast<const uint16_t*>(x)[i];
+  auto at = static_cast<const char*>(x) + i * item_bytes(dtype);
+  if (dtype == DType::float32) {
+    float value;
+    memcpy(&value, at, sizeof value);
+    return value;
+  }
+  uint16_t bits;
+  memcpy(&bits, at, sizeof bits);
   return dtype == DType::float16 ? from_half(bits) : from_brain(bits);
 }
 
@@ -104,16 +111,13 @@ TG_SPEC float round_to(DType dtype, float value) {
 }
 
 TG_SPEC void store_entry(void* out, DType dtype, size_t i, float value) {
-  switch (dtype) {
-    case DType::float16:
-      static_cast<uint16_t*>(out)[i] = to_half(value);
-      break;
-    case DType::bfloat16:
-      static_cast<uint16_t*>(out)[i] = to_brain(value);
-      break;
-    default:
-      static_cast<float*>(out)[i] = value;
+  auto at = static_cast<char*>(out) + i * item_bytes(dtype);
+  if (dtype == DType::float32) {
+    memcpy(at, &value, sizeof value);
+    return;
   }
+  uint16_t bits = dtype == DType::float16 ? to_half(value) : to_brain(value);
+  memcpy(at, &bits, sizeof bits);
 }
 
 }  // namespace tersegrad

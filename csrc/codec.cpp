@@ -51,7 +51,20 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
   }
 }
 
-Fault ValueCodec::decode(const uint8_t* body, DType dtype, const Output& out) const {
+Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
+  switch (kind) {
+    case Kind::identity:
+      return cast::check(body, dtype, n);
+    case Kind::cast:
+      return cast::check(body, wire, n);
+    case Kind::quantize:
+      return quantize::check(body, quantized, n);
+    default:
+      return sign::check(body, signs, n);
+  }
+}
+
+void ValueCodec::decode(const uint8_t* body, DType dtype, const Output& out) const {
   switch (kind) {
     case Kind::identity:
       return cast::decode(body, dtype, dtype, out);
@@ -75,10 +88,13 @@ IndexForm Codec::index_form(size_t n) const {
   return form ? static_cast<IndexForm>(form) : smallest_index_form(n, survivors(n));
 }
 
+size_t Codec::stream_bytes(size_t n) const {
+  bool travels = selection == Selection::topk || selection == Selection::chunks;
+  return travels ? index_stream_bytes(index_form(n), n, survivors(n)) : 0;
+}
+
 size_t Codec::body_bytes(size_t n, DType dtype) const {
-  size_t kept = survivors(n), body = values.body_bytes(kept, dtype);
-  bool indices_travel = selection == Selection::topk || selection == Selection::chunks;
-  return indices_travel ? body + index_stream_bytes(index_form(n), n, kept) : body;
+  return stream_bytes(n) + values.body_bytes(survivors(n), dtype);
 }
 
 Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key,
@@ -105,32 +121,45 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
       index::gather(residual ? Entries{residual, DType::float32, n} : x, found.index.get(), kept, found.value.get());
   }
   const uint32_t* index = found.index.get();
-  if (selection != Selection::random) {
-    index::encode(index_form(n), index, n, kept, body);
-    body += index_stream_bytes(index_form(n), n, kept);
-  }
+  if (selection != Selection::random) index::encode(index_form(n), index, n, kept, body);
+  body += stream_bytes(n);
   // An infinity or NaN outranks every number, so top-k has it among the survivors if there is one.
   finite &= values.encode({found.value.get(), DType::float32, kept}, nullptr, dtype, step, body);
   if (!finite || residual == nullptr) return finite_or_not(finite);
   auto decoded = scratch<float>(kept);
-  (void)values.decode(body, dtype, {decoded.get(), DType::float32, kept, false, 1.0f});
+  values.decode(body, dtype, {decoded.get(), DType::float32, kept, false, 1.0f});
   index::settle(residual, index, found.value.get(), decoded.get(), kept);
   return Outcome::ok;
 }
 
-Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const {
-  if (selection == Selection::all) return values.decode(body, dtype, out);
-  const size_t n = out.count, kept = survivors(n);
-  auto index = scratch<uint32_t>(kept);
-  auto value = scratch<float>(kept);
-  if (selection == Selection::random) {
-    index::draw(n, kept, mask_seed, step, index.get());
-  } else {
-    IndexForm form_used = index_form(n);
-    if (Fault fault = index::decode(form_used, body, n, kept, index.get())) return fault;
-    body += index_stream_bytes(form_used, n, kept);
+Fault Codec::read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const {
+  if (selection != Selection::random) return index::decode(index_form(n), body, n, survivors(n), index);
+  index::draw(n, survivors(n), mask_seed, step, index);
+  return nullptr;
+}
+
+Fault Codec::check(const uint8_t* body, DType dtype, size_t n) const {
+  const size_t kept = survivors(n), stream = stream_bytes(n);
+  if (stream > 0) {
+    auto index = scratch<uint32_t>(kept);
+    if (Fault fault = read_index(body, n, 0, index.get())) return fault;
   }
-  if (Fault fault = values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f})) return fault;
+  return values.check(body + stream, dtype, kept);
+}
+
+Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const {
+  const size_t n = out.count, kept = survivors(n);
+  if (selection == Selection::all) {
+    Fault fault = values.check(body, dtype, n);
+    if (fault == nullptr) values.decode(body, dtype, out);
+    return fault;
+  }
+  auto index = scratch<uint32_t>(kept);
+  if (Fault fault = read_index(body, n, step, index.get())) return fault;
+  body += stream_bytes(n);
+  if (Fault fault = values.check(body, dtype, kept)) return fault;
+  auto value = scratch<float>(kept);
+  values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f});
   if (!out.accumulate && !blank) set_zero(out);
   index::scatter(index.get(), value.get(), kept, out);
   return nullptr;

@@ -22,9 +22,10 @@ struct ValueCodec {
   sign::Layout signs{1024};                     // sign
 
   size_t body_bytes(size_t n, DType dtype) const;
-  // As the operations' encode and decode.
+  // As the operations' functions of these names.
   bool encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint8_t* body) const;
-  Fault decode(const uint8_t* body, DType dtype, const Output& out) const;
+  Fault check(const uint8_t* body, DType dtype, size_t n) const;
+  void decode(const uint8_t* body, DType dtype, const Output& out) const;
 };
 
 struct Codec {
@@ -38,12 +39,18 @@ struct Codec {
 
   size_t survivors(size_t n) const;
   IndexForm index_form(size_t n) const;
+  size_t stream_bytes(size_t n) const;  // of the indices, where they travel
   size_t body_bytes(size_t n, DType dtype) const;
 
   // Writes the body; a residual is added to x and left holding what the body does not carry. `last_key` as in topk::select.
   Outcome encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key, uint8_t* body) const;
+  // What is wrong with a body of `n` entries, if anything. decode checks too, before it writes.
+  Fault check(const uint8_t* body, DType dtype, size_t n) const;
   // `blank` says that out holds zeros already.
   Fault decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const;
+
+ private:
+  Fault read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const;
 };
 
 }  // namespace tersegrad

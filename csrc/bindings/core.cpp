@@ -64,6 +64,11 @@ float* floats(py::array& array, size_t n) {
   return static_cast<float*>(write(array));
 }
 
+const float* floats_in(const py::array& array, size_t n) {
+  require(dtype_of(array) == DType::float32 && size_of(array) == n, "array must be float32 of the right size");
+  return static_cast<const float*>(read(array));
+}
+
 float* residual_or_null(std::optional<py::array>& residual, size_t n) {
   return residual ? floats(*residual, n) : nullptr;
 }
@@ -190,6 +195,69 @@ py::tuple encode(const Codec& codec, const py::array& x, std::optional<py::array
   return py::make_tuple(outcome == Outcome::ok, last_key);
 }
 
+// Tensors by address, as buffers.py reads them: (codec number, address, count, dtype, residual address or 0, last key). Returns one
+// body for all, the bytes of each, which were finite, and their keys. Unless `checked`, the tensors are examined before any residual
+// changes, and with `all_or_none` nothing is done if one of them is not finite.
+py::tuple encode_many(const std::vector<Codec>& codecs, const py::list& tensors, uint32_t step, bool checked, bool all_or_none) {
+  struct Work {
+    const Codec* codec;
+    Entries x;
+    float* residual;
+    uint32_t last_key;
+    size_t body_bytes;
+    Outcome outcome;
+  };
+  std::vector<Work> works;
+  size_t body_bytes = 0, total = 0;
+  for (py::handle tensor : tensors) {
+    auto [codec, address, count, dtype, residual, last_key] =
+        tensor.cast<std::tuple<size_t, uintptr_t, size_t, int, uintptr_t, uint32_t>>();
+    require(codec < codecs.size() && count <= UINT32_MAX, "codec number or count out of range");
+    Entries x{reinterpret_cast<const void*>(address), dtype_from_code(dtype), count};
+    works.push_back({&codecs[codec], x, reinterpret_cast<float*>(residual), last_key,
+                     codecs[codec].body_bytes(count, x.dtype), Outcome::ok});
+    body_bytes += works.back().body_bytes;
+    total += count;
+  }
+  py::array_t<uint8_t> body(static_cast<py::ssize_t>(body_bytes));
+  uint8_t* out = body.mutable_data();
+  {
+    Call call(total);
+    bool finite = true;
+    for (Work& work : works) {
+      if (checked || work.residual == nullptr || cast::all_finite(work.x)) continue;
+      work.outcome = Outcome::not_finite;
+      finite = false;
+    }
+    for (Work& work : works) {
+      if (!finite && all_or_none) break;
+      if (work.outcome == Outcome::ok) {
+        work.outcome = work.codec->encode(work.x, work.residual, work.x.dtype, step, work.last_key, out);
+      }
+      out += work.body_bytes;
+    }
+  }
+  py::list sizes, finite, keys;
+  for (const Work& work : works) {
+    require_memory(work.outcome != Outcome::out_of_memory);
+    sizes.append(work.body_bytes);
+    finite.append(work.outcome == Outcome::ok);
+    keys.append(work.last_key);
+  }
+  return py::make_tuple(body, sizes, finite, keys);
+}
+
+void check_body(const Codec& codec, const py::array& body, int dtype, size_t n) {
+  DType payload = dtype_from_code(dtype);
+  const uint8_t* in = bytes_in(body, codec.body_bytes(n, payload));
+  Fault fault;
+  {
+    Call call(n);
+    fault = codec.check(in, payload, n);
+  }
+  raise_if(fault);
+}
+
 void decode(const Codec& codec, const py::array& body, int dtype, uint32_t step, py::array out, bool accumulate, float scale,
             bool blank) {
   Output target = output(out, accumulate, scale);
@@ -235,10 +303,11 @@ py::array_t<uint32_t> draw_index(size_t n, size_t k, uint64_t seed, uint32_t ste
   return index;
 }
 
-void settle(py::array residual, const py::array& index, py::array value, py::array decoded) {
+void settle(py::array residual, const py::array& index, const py::array& value, const py::array& decoded) {
   size_t n = size_of(residual), k = size_of(index);
   const uint32_t* at = indices(index);
-  float *r = floats(residual, n), *v = floats(value, k), *d = floats(decoded, k);
+  float* r = floats(residual, n);
+  const float *v = floats_in(value, k), *d = floats_in(decoded, k);
   require_below(at, k, n);
   Call call(k);
   index::settle(r, at, v, d, k);
@@ -257,9 +326,10 @@ bool accumulate(const py::array& x, py::array residual) {
   return cast::accumulate(in, r);
 }
 
-void subtract(py::array residual, py::array decoded) {
+void subtract(py::array residual, const py::array& decoded) {
   size_t n = size_of(residual);
-  float *r = floats(residual, n), *d = floats(decoded, n);
+  float* r = floats(residual, n);
+  const float* d = floats_in(decoded, n);
   Call call(n);
   cast::subtract(r, d, n);
 }
@@ -314,7 +384,9 @@ PYBIND11_MODULE(_core, m) {
       .def("form", [](const Codec& c, size_t n) { return static_cast<int>(c.index_form(n)); }, "n"_a)
       .def("body_bytes", [](const Codec& c, size_t n, int dtype) { return c.body_bytes(n, dtype_from_code(dtype)); }, "n"_a, "dtype"_a)
       .def("encode", &encode, "x"_a, "residual"_a, "dtype"_a, "step"_a, "last_key"_a, "body"_a)
+      .def("check", &check_body, "body"_a, "dtype"_a, "n"_a)
       .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a);
+  m.def("encode_many", encode_many, "codecs"_a, "tensors"_a, "step"_a, "checked"_a, "all_or_none"_a);
   m.def("encode_index", encode_index, "form"_a, "index"_a, "n"_a, "stream"_a);
   m.def("decode_index", decode_index, "form"_a, "stream"_a, "n"_a, "k"_a);
   m.def("draw_index", draw_index, "n"_a, "k"_a, "seed"_a, "step"_a);

@@ -93,9 +93,12 @@ bool encode(const Entries& x, float* residual, DType dtype, DType wire, void* bo
   return largest.is_finite();
 }
 
-Fault decode(const void* body, DType dtype, DType wire, const Output& out) {
+Fault check(const void* body, DType wire, size_t n) {
+  return all_finite({body, wire, n}) ? nullptr : "a value is infinite or not a number";
+}
+
+void decode(const void* body, DType dtype, DType wire, const Output& out) {
   Entries coded{body, wire, out.count};
-  if (!all_finite(coded)) return "a value is infinite or not a number";
   const Kernels& kernels = active();
   for_each_chunk(out.count, 1, [&](size_t begin, size_t end) {
     for_each_piece(begin, end, [&](size_t i, size_t n) {
@@ -105,7 +108,6 @@ Fault decode(const void* body, DType dtype, DType wire, const Output& out) {
       out.emit(i, values, n);
     });
   });
-  return nullptr;
 }
 
 }  // namespace cast

@@ -15,6 +15,9 @@ void emit(float* values, const Output& out);  // changes values
 // Writes round(wire, a) to body. With a residual: a = x + residual, and residual becomes a minus what a payload of dtype
 // `dtype` decodes to. False when an entry is not finite.
 bool encode(const Entries& x, float* residual, DType dtype, DType wire, void* body);
-Fault decode(const void* body, DType dtype, DType wire, const Output& out);
+
+// What is wrong with a body of `n` values, if anything; decode takes bodies that passed.
+Fault check(const void* body, DType wire, size_t n);
+void decode(const void* body, DType dtype, DType wire, const Output& out);
 
 }  // namespace tersegrad::cast

@@ -34,11 +34,15 @@ bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout
   return largest.is_finite();
 }
 
-Fault decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out) {
+Fault check(const uint8_t* body, const Layout& layout, size_t n) {
+  if (!scales_are_valid(body, layout.blocks(n))) return "a scale is negative, infinite or not a number";
+  bool padded = padding_is_zero(body + layout.scale_bytes(n), n * static_cast<size_t>(layout.bits));
+  return padded ? nullptr : "padding bits after the codes are set";
+}
+
+void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out) {
   const size_t n = out.count;
   const uint8_t* codes = body + layout.scale_bytes(n);
-  if (!scales_are_valid(body, layout.blocks(n))) return "a scale is negative, infinite or not a number";
-  if (!padding_is_zero(codes, n * static_cast<size_t>(layout.bits))) return "padding bits after the codes are set";
   const Kernels& kernels = active();
   const int width = bits_slot(layout.bits);
   for_each_chunk(n, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
@@ -55,7 +59,6 @@ Fault decode(const uint8_t* body, DType dtype, const Layout& layout, const Outpu
       });
     }
   });
-  return nullptr;
 }
 
 }  // namespace tersegrad::quantize

@@ -36,11 +36,14 @@ bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout
   return largest.is_finite();
 }
 
-Fault decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out) {
+Fault check(const uint8_t* body, const Layout& layout, size_t n) {
+  if (!scales_are_valid(body, layout.blocks(n))) return "a scale is negative, infinite or not a number";
+  return padding_is_zero(body + layout.scale_bytes(n), n) ? nullptr : "padding bits after the signs are set";
+}
+
+void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out) {
   const size_t n = out.count;
   const uint8_t* bits = body + layout.scale_bytes(n);
-  if (!scales_are_valid(body, layout.blocks(n))) return "a scale is negative, infinite or not a number";
-  if (!padding_is_zero(bits, n)) return "padding bits after the signs are set";
   const Kernels& kernels = active();
   for_each_chunk(n, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
     for (size_t begin = chunk_begin; begin < chunk_end; begin += layout.block_size) {
@@ -54,7 +57,6 @@ Fault decode(const uint8_t* body, DType dtype, const Layout& layout, const Outpu
       });
     }
   });
-  return nullptr;
 }
 
 }  // namespace tersegrad::sign

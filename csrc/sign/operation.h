@@ -15,6 +15,9 @@ struct Layout {
 // Writes scales and bits to body. With a residual: a = x + residual, and residual becomes a minus what a payload of dtype `dtype`
 // decodes to. False when an entry is not finite.
 bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout, uint8_t* body);
-Fault decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out);
+
+// What is wrong with a body of `n` entries, if anything; decode takes bodies that passed.
+Fault check(const uint8_t* body, const Layout& layout, size_t n);
+void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out);
 
 }  // namespace tersegrad::sign

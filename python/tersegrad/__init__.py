@@ -21,6 +21,7 @@ from .errors import (
     TersegradError,
 )
 from .feedback import ErrorFeedback
+from .message import Message, compress_many, decompress_many
 from .payload import Payload
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "ErrorFeedback",
     "Identity",
     "InputError",
+    "Message",
     "NonFiniteError",
     "Payload",
     "PayloadError",
@@ -44,6 +46,8 @@ __all__ = [
     "TersegradError",
     "TopK",
     "compress",
+    "compress_many",
     "decompress",
+    "decompress_many",
     "kernels",
 ]

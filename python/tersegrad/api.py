@@ -125,7 +125,8 @@ def decompress(
     scale : float
         Factor on the decoded values.
     expect : array or tensor, optional
-        Refuse a payload of another shape or dtype than this one: for messages from strangers.
+        Refuse a payload of another shape or dtype than this one. Give it, or `out`, for payloads from strangers: a sparse payload of a
+        few bytes may honestly name four billion entries.
     kind : {"numpy", "torch"}, optional
         What to return. By default that of the input that was compressed, or for bytes NumPy (torch for a uint8 tensor, and for bfloat16
         where NumPy lacks it).

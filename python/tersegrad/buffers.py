@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ Bytes = npt.NDArray[np.uint8]
 DTYPES = {1: "float32", 2: "float16", 3: "bfloat16"}
 DTYPE_CODES = {name: code for code, name in DTYPES.items()}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+MAX_RANK = 32
 _ENTRY_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
@@ -42,7 +44,8 @@ class View(NamedTuple):
     kind: Kind
 
 
-def _is_tensor(x: object) -> bool:
+def is_tensor(x: object) -> bool:
+    """Whether `x` is a torch tensor; does not import torch to find out."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
@@ -51,7 +54,7 @@ def kind_of(x: object, what: str = "input") -> Kind:
     """``"torch"`` or ``"numpy"``; `InputError` for anything else."""
     if isinstance(x, np.ndarray):
         return "numpy"
-    if _is_tensor(x):
+    if is_tensor(x):
         return "torch"
     raise InputError(
         f"{what} must be a torch tensor or a NumPy array, not {type(x).__name__}; "
@@ -84,12 +87,18 @@ def _numpy_dtype(x: npt.NDArray[Any], what: str) -> str:
     return name
 
 
+def _check_rank(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
+    if len(shape) > MAX_RANK:
+        raise InputError(f"{what} has {len(shape)} dimensions; a payload holds {MAX_RANK} at most: reshape it")
+    return shape
+
+
 def view(x: object, what: str = "input") -> View:
     """A flat view of a tensor or array of a supported dtype; copies only what is not contiguous."""
     if kind_of(x, what) == "numpy":
         array: Any = x
         dtype = _numpy_dtype(array, what)
-        shape = array.shape
+        shape = _check_rank(array.shape, what)
         flat = np.ascontiguousarray(array).reshape(-1)
         if dtype == "bfloat16":
             flat = flat.view(np.uint16)
@@ -98,9 +107,8 @@ def view(x: object, what: str = "input") -> View:
     import torch
 
     tensor: torch.Tensor = _host_tensor(x, what)  # type: ignore[arg-type]
-    shape = tuple(tensor.shape)
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
+    shape = _check_rank(tuple(tensor.shape), what)
+    tensor = tensor.contiguous().resolve_neg()
     if tensor.dtype is torch.float32:
         return View(tensor.numpy().reshape(-1), "float32", shape, "torch")
     if tensor.dtype is torch.float16:
@@ -112,6 +120,36 @@ def view(x: object, what: str = "input") -> View:
     )
 
 
+class Located(NamedTuple):
+    """A caller's array by address: what one native call for many tensors takes."""
+
+    address: int
+    count: int
+    dtype: str
+    shape: tuple[int, ...]
+    kind: Kind
+    owner: object  # keeps the memory alive
+
+
+def locate(x: Any, *, writable: bool = False) -> Located:
+    """Where a tensor or array lies; contiguous, so a copy if it is not, or `InputError` if it is to be written."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor) and x.is_cpu and x.is_contiguous():
+        dtype = _torch_dtypes().get(x.dtype)
+        if dtype is not None and not x.is_neg() and not (writable and x.requires_grad) and x.dim() <= MAX_RANK:
+            return Located(x.data_ptr(), x.numel(), dtype, tuple(x.shape), "torch", x)
+    got = writable_view(x, "residual") if writable else view(x)
+    address = got.array.__array_interface__["data"][0]
+    return Located(address, got.array.size, got.dtype, got.shape, got.kind, got.array)
+
+
+@cache
+def _torch_dtypes() -> dict[Any, str]:
+    import torch
+
+    return {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
 def writable_view(x: object, what: str) -> View:
     """A view that writes go through: `InputError` where a copy would be needed."""
     if kind_of(x, what) == "numpy":
@@ -120,8 +158,16 @@ def writable_view(x: object, what: str) -> View:
             raise InputError(f"{what} is written in place and must be contiguous")
         if not array.flags.writeable:
             raise InputError(f"{what} is written in place, but it is read-only")
-    elif not x.is_contiguous():  # type: ignore[attr-defined]
-        raise InputError(f"{what} is written in place and must be contiguous")
+    else:
+        import torch
+
+        tensor: torch.Tensor = x  # type: ignore[assignment]
+        if not tensor.is_contiguous():
+            raise InputError(f"{what} is written in place and must be contiguous")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                f"{what} is written in place, but it requires grad; use torch.no_grad(), or give {what}.detach()"
+            )
     return view(x, what)
 
 
@@ -139,7 +185,7 @@ def residual_view(residual: object, x: View) -> Floats:
 
 def bytes_view(buffer: object, what: str) -> Bytes:
     """Bytes of any kind as a flat uint8 array, without a copy; writable when the source is."""
-    if _is_tensor(buffer):
+    if is_tensor(buffer):
         import torch
 
         tensor: torch.Tensor = _host_tensor(buffer, what)  # type: ignore[arg-type]

@@ -124,18 +124,20 @@ class Codec(ABC):
         self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, call: Call
     ) -> bool:
         """Write the body; leave in `residual` what it does not carry. False when an entry is not finite."""
+        # The residual changes last: _encode is foreign code and may raise.
+        sums = np.zeros(x.size, np.float32) if residual is None else residual.copy()
         if residual is None:
-            values = np.empty(x.size, np.float32)
-            _core.widen(x, values)
+            _core.widen(x, sums)
         else:
-            _core.accumulate(x, residual)
-            values = residual.view()
-        if not _core.all_finite(values):
+            _core.accumulate(x, sums)
+        if not _core.all_finite(sums):
             return False
+        values = sums.view()
         values.flags.writeable = False
         self._encode(values, body, dtype, call.step)
         if residual is not None:
-            _core.subtract(residual, self._decoded(body, x.size, dtype, call.step))
+            _core.subtract(sums, self._decoded(body, x.size, dtype, call.step))
+            residual[:] = sums
         return True
 
     def _decompress(
@@ -158,6 +160,19 @@ class Codec(ABC):
             raise PayloadError("a value is infinite or not a number")
         _core.round_values(DTYPE_CODES[dtype], values)
         return values
+
+    def _check(self, body: Bytes, n: int, dtype: str, step: int) -> None:
+        """`PayloadError` for a body that `_decompress` would refuse."""
+        self._decoded(body, n, dtype, step)
+
+    # The form of the parameters in a message of many tensors, before the codec meets one; at most 24 bytes.
+
+    def _standing_params(self) -> bytes:
+        return self._params()
+
+    @classmethod
+    def _from_standing(cls: type[_C], params: bytes) -> _C:
+        return cls._from_params(params)
 
     # The wire form of the parameters; sparse codecs need n and the step for theirs.
 

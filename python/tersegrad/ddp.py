@@ -46,7 +46,7 @@ COUNTED = (
 ANY_RANK = -1
 
 
-def compression_hook(  
+def compression_hook(
     state: object,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[torch.Tensor]:
@@ -143,7 +143,7 @@ class CompressionState:
 
     # --- One bucket. ---
 
-    def _reduce(self, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def _reduce(self, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         buffer, step, group = bucket.buffer(), self.step, self._group()
         _check_gradient(buffer)
         if step < self.warmup_steps:
@@ -228,7 +228,7 @@ class CompressionState:
         message.write_head(step, bytes(presence), failure is not None)
         return failure
 
-    def _message(self, bucket: dist.GradBucket, group: dist.ProcessGroup) -> Message:
+    def _message(self, bucket: Any, group: dist.ProcessGroup) -> Message:
         """Layout and scratch of a bucket, made anew when DDP has rebuilt its buckets."""
         index, buffer, parameters = bucket.index(), bucket.buffer(), bucket.parameters()
         rank, world_size = dist.get_rank(group), dist.get_world_size(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from .api import NonFinite, check_nonfinite, compress_view
 from .buffers import Floats, View, kind_of, like, residual_view, view, writable_view
 from .codec import Call, Codec, check_codec
 from .errors import InputError, StateError
+from .message import Message, pack
 from .payload import Payload
 
 if TYPE_CHECKING:
@@ -67,6 +69,26 @@ class ErrorFeedback:
         call.step = (call.step + 1) & 0xFFFFFFFF
         self.skipped += payload.skipped
         return payload
+
+    def compress_many(self, tensors: Mapping[str, AnyArray]) -> Message:
+        """Compress the tensors of many keys in one native call and one message, in the order of the mapping.
+
+        ``"skip"`` leaves the residuals of the tensors in ``message.skipped`` untouched; with ``"error"`` no residual changes if one
+        tensor is not finite.
+        """
+        for key, tensor in tensors.items():
+            residual = self._residuals.get(key)
+            if residual is None or residual.shape != tensor.shape or type(residual) is not type(tensor):
+                self._residual_for(key, view(tensor))
+        calls = [self._calls.setdefault(key, Call()) for key in tensors]
+        step = max((call.step for call in calls), default=0)
+        residuals = [self._residuals[key] for key in tensors]
+        codecs = [self.codec] * len(calls)
+        message = pack(list(tensors.values()), codecs, residuals, self.nonfinite, step, calls)
+        for call in calls:
+            call.step = (step + 1) & 0xFFFFFFFF
+        self.skipped += len(message.skipped)
+        return message
 
     def _residual_for(self, key: str, x: View) -> Floats:
         residual = self._residuals.get(key)

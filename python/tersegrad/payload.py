@@ -7,7 +7,18 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .buffers import DTYPE_CODES, DTYPES, ITEM_BYTES, Bytes, Kind, _is_tensor, bytes_view, like, view
+from .buffers import (
+    DTYPE_CODES,
+    DTYPES,
+    ITEM_BYTES,
+    MAX_RANK,
+    Bytes,
+    Kind,
+    bytes_view,
+    is_tensor,
+    like,
+    view,
+)
 from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, codec_by_id
 from .errors import CodecError, InputError, PayloadError
 
@@ -16,7 +27,6 @@ if TYPE_CHECKING:
 
 MAGIC = b"TGRD"
 VERSION = 1
-MAX_RANK = 32
 
 # magic, version, codec, dtype, rank, parameters, body bytes; then the checksum, the shape, the body.
 _HEAD = struct.Struct(f"<4sBBBB{PARAMETER_BYTES}sQ")
@@ -149,7 +159,7 @@ class Payload:
         expected = codec.body_size(n, dtype)
         if body_bytes != expected:
             raise PayloadError(f"the body has {body_bytes} bytes; {codec} on shape {shape} makes {expected}")
-        return cls(codec, dtype, shape, data[start:], "torch" if _is_tensor(buffer) else "numpy", step)
+        return cls(codec, dtype, shape, data[start:], "torch" if is_tensor(buffer) else "numpy", step)
 
 
 def _read_codec(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:

@@ -48,6 +48,15 @@ class ChunkTopK(Indexed, id=6):
     def _wire_params(self, n: int, step: int) -> bytes:
         return self._pack_wire(n, self.k, self.chunk)
 
+    def _standing_params(self) -> bytes:
+        return self._WIRE.pack(self.k, self._form(), b"", self._value_word(), self.chunk)
+
+    @classmethod
+    def _from_standing(cls, params: bytes) -> ChunkTopK:
+        k, form, _, word, chunk = cls._WIRE.unpack_from(params)
+        values = cls._read_value_word(word)
+        return cls(k=k, chunk=chunk, values=values, indices=cls._form_name(form))
+
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[ChunkTopK, int]:
         k, form, values, chunk = cls._read_wire(params)

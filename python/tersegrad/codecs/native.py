@@ -6,15 +6,20 @@ from abc import abstractmethod
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from .. import _core
 from ..buffers import DTYPE_CODES, Bytes, Floats
 from ..codec import Call, Codec
+from ..errors import InputError
 
 
 class Native(Codec):
     """A codec with a native form."""
+
+    #: Whether the native form does all the work.
+    _is_native = True
 
     @abstractmethod
     def _make_native(self) -> _core.Codec:
@@ -25,6 +30,8 @@ class Native(Codec):
         return self._make_native()
 
     def body_size(self, n: int, dtype: str = "float32") -> int:
+        if dtype not in DTYPE_CODES or not isinstance(n, (int, np.integer)) or n < 0:
+            raise InputError(f"body_size takes a count of entries and one of {', '.join(DTYPE_CODES)}, not {n!r} and {dtype!r}")
         return self._native.body_bytes(n, DTYPE_CODES[dtype])
 
     def _compress(
@@ -46,6 +53,9 @@ class Native(Codec):
         blank: bool,
     ) -> None:
         self._native.decode(body, DTYPE_CODES[dtype], step, out, accumulate, scale, blank)
+
+    def _check(self, body: Bytes, n: int, dtype: str, step: int) -> None:
+        self._native.check(body, DTYPE_CODES[dtype], n)
 
 
 class Dense(Native):

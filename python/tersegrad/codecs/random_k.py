@@ -12,6 +12,7 @@ from .check import check_integer
 from .sparse import Indices, Sparse, check_amount
 
 _WIRE = struct.Struct("<IQI4s")  # k, seed, step, value word
+_STANDING = struct.Struct("<dIQ4s")  # density, k, seed, value word
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class RandomK(Sparse, id=7):
 
     def _wire_params(self, n: int, step: int) -> bytes:
         return _WIRE.pack(self._native.survivors(n), self.seed, step, self._value_word())
+
+    def _standing_params(self) -> bytes:
+        return _STANDING.pack(self.density or 0.0, self.k or 0, self.seed, self._value_word())
+
+    @classmethod
+    def _from_standing(cls, params: bytes) -> RandomK:
+        density, k, seed, word = _STANDING.unpack_from(params)
+        return cls(density=density or None, seed=seed, k=k or None, values=cls._read_value_word(word))
 
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[RandomK, int]:

@@ -47,6 +47,10 @@ class Sparse(Native):
     def _value_codec(self) -> Codec:
         return _IDENTITY if self.values is None else self.values
 
+    @property
+    def _is_native(self) -> bool:  # type: ignore[override]
+        return isinstance(self._value_codec, Dense)
+
     def _make_native(self) -> _core.Codec:
         codec = self._value_codec
         return self._make_native_of((codec if isinstance(codec, Dense) else _IDENTITY)._native_values())
@@ -88,9 +92,27 @@ class Sparse(Native):
     def _compress(
         self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, call: Call
     ) -> bool:
-        codec, n = self._value_codec, x.size
+        codec = self._value_codec
         if isinstance(codec, Dense):
             return super()._compress(x, dtype, body, residual, call)
+        before = None if residual is None else residual.copy()
+        try:
+            return self._compress_foreign(codec, x, dtype, body, residual, call)
+        except BaseException:
+            if residual is not None:
+                residual[:] = before
+            raise
+
+    def _compress_foreign(
+        self,
+        codec: Codec,
+        x: npt.NDArray[Any],
+        dtype: str,
+        body: Bytes,
+        residual: Floats | None,
+        call: Call,
+    ) -> bool:
+        n = x.size
         stream = self._stream_bytes(n)
         exact = np.empty(self._native.body_bytes(n, _FLOAT32), np.uint8)
         finite, call.last_key = self._native.encode(
@@ -128,6 +150,15 @@ class Sparse(Native):
         self._native.decode(exact, _FLOAT32, step, out, accumulate, scale, blank)
 
 
+    def _check(self, body: Bytes, n: int, dtype: str, step: int) -> None:
+        codec, stream = self._value_codec, self._stream_bytes(n)
+        if isinstance(codec, Dense):
+            super()._check(body, n, dtype, step)
+            return
+        self._indices(body[:stream], n, step)
+        codec._check(body[stream:], self._native.survivors(n), dtype, step)
+
+
 class Indexed(Sparse):
     """A sparse codec whose indices travel."""
 
@@ -136,6 +167,12 @@ class Indexed(Sparse):
 
     def _check_indices(self) -> None:
         check_choice(type(self).__name__, "indices", self.indices, ("auto", *INDEX_FORMS))
+
+    @staticmethod
+    def _form_name(form: int) -> str:
+        if not 0 <= form <= len(INDEX_FORMS):
+            raise PayloadError(f"index form {form} is unknown")
+        return "auto" if form == 0 else INDEX_FORMS[form - 1]
 
     def _form(self) -> int:
         """The wire code of the index form, or zero for the smallest."""

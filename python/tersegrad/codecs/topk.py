@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from .. import _core
 from ..codec import Codec
 from .sparse import Indexed, check_amount
+
+_STANDING = struct.Struct("<dIB3s4s")  # density, k, form, zeros, value word
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class TopK(Indexed, id=5):
 
     def _wire_params(self, n: int, step: int) -> bytes:
         return self._pack_wire(n, self._native.survivors(n), 0)
+
+    def _standing_params(self) -> bytes:
+        return _STANDING.pack(self.density or 0.0, self.k or 0, self._form(), b"", self._value_word())
+
+    @classmethod
+    def _from_standing(cls, params: bytes) -> TopK:
+        density, k, form, _, word = _STANDING.unpack_from(params)
+        values = cls._read_value_word(word)
+        return cls(density=density or None, k=k or None, values=values, indices=cls._form_name(form))
 
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[TopK, int]:

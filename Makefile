@@ -1,0 +1,73 @@
+# Every target sets up what it needs: a fresh machine with Python, a C++17 compiler and make is enough.
+# `make help` lists the targets. Variables: PYTHON, VENV, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+AARCH64 ?= aarch64-linux-gnu
+AARCH64_CXX ?= $(AARCH64)-g++-12
+QEMU ?= qemu-aarch64 -L /usr/$(AARCH64)
+
+CPP_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
+	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
+
+.DELETE_ON_ERROR:
+.PHONY: help test demo bench lint format wheel test-neon clean FORCE
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: $(VENV)/package.stamp  ## build with warnings as errors, install, run the whole test suite
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+demo: $(VENV)/package.stamp  ## train two workers on real digits, with every codec
+	$(BIN)/tersegrad demo $(DEMO_ARGS)
+
+bench: $(VENV)/package.stamp $(VENV)/bench.stamp  ## measure kernels and codecs beside their peers
+	$(BIN)/python benchmarks/kernels.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/codecs.py $(BENCH_ARGS)
+
+lint: $(VENV)/package.stamp  ## formatting, ruff, mypy, and the native module against its stub
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest tersegrad._core --allowlist tools/stubtest_allowlist.txt
+
+format: $(VENV)/tools.stamp  ## format Python and C++
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+wheel: $(VENV)/tools.stamp  ## build dist/*.tar.gz and a manylinux wheel, and try it without a compiler
+	tools/build_wheel.sh $(BIN)
+
+test-neon: $(VENV)/tools.stamp  ## the kernels of this machine, and NEON under qemu, against the golden hashes
+	tools/test_native.sh $(BIN)/cmake build/native
+	tools/test_native.sh $(BIN)/cmake build/aarch64 $(AARCH64_CXX) $(AARCH64)-nm "$(QEMU)"
+
+clean:  ## remove what was built; the virtual environment stays
+	rm -rf build dist $(VENV)/package.stamp
+
+# The tools, pinned.
+$(VENV)/tools.stamp: requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/bench.stamp: requirements-bench.txt $(VENV)/tools.stamp
+	$(PIP) install --quiet -c requirements-dev.txt -r requirements-bench.txt
+	touch $@
+
+# The package as its users get it: a wheel, not a link to the sources. Rebuilt when a source changes, appears or goes.
+$(VENV)/package.stamp: $(VENV)/tools.stamp $(VENV)/sources.txt $(SOURCES) tools/check_symbols.sh
+	$(PIP) install --quiet --no-build-isolation -c requirements-dev.txt \
+		-C build-dir=build/package -C cmake.define.TERSEGRAD_WERROR=ON '.[torch,cli,dev]'
+	tools/check_symbols.sh build/package
+	touch $@
+
+$(VENV)/sources.txt: FORCE | $(VENV)/tools.stamp
+	@echo '$(SOURCES)' | cmp -s - $@ || echo '$(SOURCES)' > $@

@@ -1,0 +1,418 @@
+// Runs every kernel of every variant this processor has, and the codecs on top of them, on inputs made from counters,
+// and prints one hash of all outputs per family. The variants must agree with each other, else the exit code is 1, and
+// across processors with golden_hashes.txt: NEON under qemu writes the bits that AVX-512 writes.
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "../../csrc/codec.h"
+#include "../../csrc/dispatch.h"
+#include "../../csrc/philox.h"
+#include "../../csrc/quantize/spec.h"
+
+using namespace tersegrad;
+
+namespace {
+
+// A kernel that joins the table must join the families below.
+constexpr size_t kKernels = 36;
+static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
+
+constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
+constexpr size_t kLengths[] = {0,   1,   7,   8,   15,  16,   17,   31,   33,   63,   64,   65,
+                               127, 129, 255, 256, 257, 1023, 1025, 4095, 4096, 4097, 70001};
+constexpr size_t kThreadedLength = 300007;  // enough for the pool
+
+// Long tensors are there for what only length can do; short ones meet every combination.
+bool is_short(size_t n) { return n < 5000; }
+
+// FNV-1a's idea on words of 64 bits; the last is filled up with zeros, and the length counts.
+class Hash {
+ public:
+  void add(const void* data, size_t bytes) {
+    auto p = static_cast<const char*>(data);
+    mix(bytes);
+    for (; bytes >= 8; bytes -= 8, p += 8) mix_bytes(p, 8);
+    if (bytes > 0) mix_bytes(p, bytes);
+  }
+  template <class T>
+  void add(const std::vector<T>& values) {
+    add(values.data(), values.size() * sizeof(T));
+  }
+  void add(uint64_t value) { mix(value); }
+  uint64_t state() const { return state_; }
+
+ private:
+  void mix(uint64_t word) {
+    state_ = (state_ ^ word) * 0x9e3779b97f4a7c15u;
+    state_ ^= state_ >> 29;
+  }
+  void mix_bytes(const char* p, size_t bytes) {
+    uint64_t word = 0;
+    memcpy(&word, p, bytes);
+    mix(word);
+  }
+
+  uint64_t state_ = 0xcbf29ce484222325u;
+};
+
+using Floats = std::vector<float>;
+using Bytes = std::vector<uint8_t>;
+
+// Magnitudes from 2^-24 to 2^8, and among them zeros of both signs, denormals, repeated values and ties for rounding.
+Floats make_finite_floats(size_t n, uint64_t seed) {
+  Floats values(n);
+  for (size_t i = 0; i < n; ++i) {
+    PhiloxWords w = philox(seed, i, 0, 99);
+    uint32_t sign = w.word[0] & 0x80000000u, fraction = w.word[1] & 0x7fffffu;
+    uint32_t exponent = 103 + w.word[2] % 32;
+    switch (w.word[3] % 16) {
+      case 0:
+        values[i] = float_of(sign);
+        break;
+      case 1:
+        values[i] = float_of(sign | fraction);  // denormal
+        break;
+      case 2:
+        values[i] = float_of(sign | bits_of(0.75f));
+        break;
+      case 3:
+        values[i] = float_of(sign | exponent << 23 | (fraction & 0x7f0000u) | 0x8000u);  // halfway between two bfloat16
+        break;
+      case 4:
+        values[i] = float_of(sign | exponent << 23 | (fraction & 0x7fe000u) | 0x1000u);  // halfway between two float16
+        break;
+      default:
+        values[i] = float_of(sign | exponent << 23 | fraction);
+    }
+  }
+  return values;
+}
+
+const Floats& finite_floats(size_t n, uint64_t seed) {
+  static std::map<std::pair<size_t, uint64_t>, Floats> made;
+  auto [place, fresh] = made.try_emplace({n, seed});
+  if (fresh) place->second = make_finite_floats(n, seed);
+  return place->second;
+}
+
+// Any bits: with infinities, NaNs and the far ends of the range.
+Floats any_floats(size_t n, uint64_t seed) {
+  Floats values(n);
+  for (size_t i = 0; i < n; ++i) {
+    PhiloxWords w = philox(seed, i, 1, 99);
+    values[i] = float_of(w.word[0] % 8 == 0 ? (w.word[1] & 0x80000000u) | kInfinity : w.word[1]);
+  }
+  return values;
+}
+
+// A NaN's payload is not part of any definition, so what is narrowed or rounded holds none.
+Floats without_nans(Floats values) {
+  for (float& value : values) {
+    if (key_of(value) > kInfinity) value = float_of(bits_of(value) & 0xff800000u);
+  }
+  return values;
+}
+
+// A tensor of any dtype with memory of its own.
+struct Tensor {
+  Bytes bytes;
+  DType dtype;
+  size_t count;
+
+  Tensor(DType type, size_t n) : bytes(n * item_bytes(type)), dtype(type), count(n) {}
+  Tensor(DType type, const Floats& values) : Tensor(type, values.size()) {
+    for (size_t i = 0; i < count; ++i) store_entry(bytes.data(), dtype, i, values[i]);
+  }
+  Entries entries() const { return {bytes.data(), dtype, count}; }
+  Output output(bool accumulate, float scale) { return {bytes.data(), dtype, count, accumulate, scale}; }
+};
+
+// Sixteen random bits of every pattern.
+Tensor any_halves(DType dtype, size_t n, uint64_t seed) {
+  Tensor tensor(dtype, n);
+  for (size_t i = 0; i < n; ++i) {
+    auto bits = static_cast<uint16_t>(philox(seed, i, 2, 99).word[0]);
+    memcpy(&tensor.bytes[2 * i], &bits, sizeof bits);
+  }
+  return tensor;
+}
+
+uint64_t cast_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Floats values = finite_floats(n, 1), others = finite_floats(n, 2);
+  const Floats extremes = without_nans(any_floats(n, 3));
+  for (DType dtype : kAllDTypes) {
+    int slot = dtype_slot(dtype);
+    const Tensor x(dtype, values);
+    const Tensor any = dtype == DType::float32 ? Tensor(dtype, any_floats(n, 4)) : any_halves(dtype, n, 4);
+    for (const Tensor* t : {&x, &any}) {
+      Floats wide(n);
+      hash.add(kernels.max_key[slot](t->bytes.data(), n));
+      hash.add(kernels.widen[slot](t->bytes.data(), wide.data(), n));
+      hash.add(wide);
+    }
+    Floats residual = others;
+    hash.add(kernels.accumulate[slot](x.bytes.data(), residual.data(), n));
+    hash.add(residual);
+    for (const Floats* source : {&values, &extremes}) {
+      Tensor narrowed(dtype, n);
+      kernels.narrow[slot](source->data(), narrowed.bytes.data(), n);
+      hash.add(narrowed.bytes);
+      Floats rounded = *source;
+      kernels.round[slot](rounded.data(), n);
+      hash.add(rounded);
+    }
+  }
+  Floats a = values;
+  kernels.multiply(a.data(), 1.7f, n);
+  kernels.add_scaled(a.data(), others.data(), -0.3f, n);
+  kernels.subtract(a.data(), values.data(), n);
+  hash.add(a);
+  return hash.state();
+}
+
+uint64_t topk_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Floats values = finite_floats(n, 1);
+  for (DType dtype : kAllDTypes) {
+    int slot = dtype_slot(dtype);
+    const Tensor x(dtype, values);
+    for (float limit : {0.0f, 0.75f, 200.0f}) {
+      std::vector<uint32_t> index(n + kCollectSlack);
+      Floats value(n + kCollectSlack), residual = finite_floats(n, 2);
+      auto add_found = [&](size_t count) {
+        hash.add(count);
+        hash.add(index.data(), count * sizeof(uint32_t));
+        hash.add(value.data(), count * sizeof(float));
+        return count;
+      };
+      uint32_t threshold = key_of(limit);
+      add_found(kernels.collect[slot](x.bytes.data(), n, 17, threshold, index.data(), value.data()));
+      size_t count = add_found(kernels.accumulate_collect[slot](x.bytes.data(), residual.data(), n, 0, threshold,
+                                                                index.data(), value.data()));
+      hash.add(residual);
+      std::vector<uint32_t> key(count + kCollectSlack);
+      size_t above = 0;
+      size_t inside = kernels.band(value.data(), count, key_of(0.3f), key_of(3.0f), key.data(), &above);
+      hash.add(above);
+      hash.add(inside);
+      hash.add(key.data(), inside * sizeof(uint32_t));
+      for (size_t i = 0; i < count; i += 3) value[i] = 0.75f;
+      add_found(kernels.compact(index.data(), value.data(), count, key_of(0.75f), count / 9));
+    }
+  }
+  return hash.state();
+}
+
+uint64_t quantize_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Floats a = finite_floats(n, 1);
+  for (int bits : {8, 4, 2}) {
+    int slot = bits_slot(bits);
+    float inverse = code_range(bits) * 65536.0f / 512.0f;
+    const Noise noise{0x0123456789abcdefu, 41};
+    for (const Noise* chosen : {static_cast<const Noise*>(nullptr), &noise}) {
+      for (uint64_t first : {uint64_t{0}, uint64_t{64}, uint64_t{192}, uint64_t{0xffffff00u}}) {
+        Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
+        kernels.quantize[slot](a.data(), n, inverse, chosen, first, codes.data());
+        Floats decoded(n);
+        kernels.dequantize[slot](codes.data(), 0.013f, decoded.data(), n);
+        hash.add(codes);
+        hash.add(decoded);
+      }
+    }
+  }
+  return hash.state();
+}
+
+uint64_t sign_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Floats a = finite_floats(n, 1);
+  hash.add(bits_of(kernels.sum_magnitude(a.data(), n)));
+  Bytes bits((n + 7) / 8);
+  kernels.pack_signs(a.data(), n, bits.data());
+  hash.add(bits);
+  Floats decoded(n);
+  kernels.unpack_signs(bits.data(), 0.3f, decoded.data(), n);
+  hash.add(decoded);
+  return hash.state();
+}
+
+uint64_t crc_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Tensor bytes = any_halves(DType::float16, n, 8);
+  hash.add(kernels.crc32c(0, bytes.bytes.data(), n));
+  hash.add(kernels.crc32c(0xdeadbeefu, bytes.bytes.data() + n / 2, n - n / 2));  // from any alignment
+  return hash.state();
+}
+
+using Kind = ValueCodec::Kind;
+using Selection = Codec::Selection;
+
+ValueCodec cast_to(DType wire) {
+  ValueCodec values;
+  values.kind = Kind::cast;
+  values.wire = wire;
+  return values;
+}
+
+ValueCodec quantized(int bits, size_t block_size, bool stochastic) {
+  ValueCodec values;
+  values.kind = Kind::quantize;
+  values.quantized = {bits, block_size};
+  values.stochastic = stochastic;
+  values.seed = 0x0123456789abcdefu;
+  return values;
+}
+
+ValueCodec signs(size_t block_size) {
+  ValueCodec values;
+  values.kind = Kind::sign;
+  values.signs = {block_size};
+  return values;
+}
+
+Codec dense(const ValueCodec& values) {
+  Codec codec;
+  codec.values = values;
+  return codec;
+}
+
+Codec sparse(Selection selection, double density, size_t k, const ValueCodec& values, int form = 0) {
+  Codec codec;
+  codec.selection = selection;
+  codec.values = values;
+  codec.density = density;
+  codec.k = k;
+  codec.chunk = 50;
+  codec.form = form;
+  codec.mask_seed = 11;
+  return codec;
+}
+
+const ValueCodec kPlain;
+
+std::vector<Codec> cast_codecs() {
+  return {dense(kPlain), dense(cast_to(DType::float32)), dense(cast_to(DType::float16)),
+          dense(cast_to(DType::bfloat16))};
+}
+std::vector<Codec> quantize_codecs() {
+  return {dense(quantized(4, 64, false)),  dense(quantized(4, 320, true)),  dense(quantized(8, 256, false)),
+          dense(quantized(8, 1024, true)), dense(quantized(2, 256, false)), dense(quantized(2, 65536, true))};
+}
+std::vector<Codec> sign_codecs() { return {dense(signs(64)), dense(signs(320)), dense(signs(1024))}; }
+std::vector<Codec> topk_codecs() {
+  return {sparse(Selection::topk, 0.01, 0, quantized(4, 256, false)),
+          sparse(Selection::topk, 0, 1, kPlain),
+          sparse(Selection::topk, 0.001, 0, signs(64), 3),
+          sparse(Selection::topk, 0.5, 0, kPlain, 1),
+          sparse(Selection::topk, 1.0, 0, cast_to(DType::bfloat16)),
+          sparse(Selection::chunks, 0, 3, kPlain)};
+}
+std::vector<Codec> index_codecs() {
+  return {sparse(Selection::random, 0.01, 0, kPlain),  sparse(Selection::random, 0, 7, quantized(8, 64, true)),
+          sparse(Selection::topk, 0.03, 0, kPlain, 1), sparse(Selection::topk, 0.03, 0, kPlain, 2),
+          sparse(Selection::topk, 0.03, 0, kPlain, 3), sparse(Selection::topk, 0.3, 0, kPlain, 1)};
+}
+
+// What top-k and scales can meet: ordinary values, few distinct ones, ascending ones, equal ones, zeros.
+std::vector<Floats> inputs(size_t n) {
+  Floats few(n), sorted(n);
+  for (size_t i = 0; i < n; ++i) {
+    few[i] = static_cast<float>(philox(6, i, 0, 99).word[0] % 3) - 1.0f;
+    sorted[i] = static_cast<float>(i) - 0.25f;
+  }
+  return {finite_floats(n, 1), few, sorted, Floats(n, -0.5f), Floats(n, 0.0f)};
+}
+
+// A body, the residual that encoding leaves, and what decoding makes of every kind of output.
+void hash_codec(Hash& hash, const Codec& codec, const Tensor& x, bool with_residual, uint32_t& last_key) {
+  const size_t n = x.count;
+  Floats residual = finite_floats(n, 2);
+  Bytes body(codec.body_bytes(n, x.dtype));
+  Outcome outcome =
+      codec.encode(x.entries(), with_residual ? residual.data() : nullptr, x.dtype, 3, last_key, body.data());
+  hash.add(outcome == Outcome::ok);
+  hash.add(body);
+  hash.add(residual);
+  for (DType dtype : kAllDTypes) {
+    if (!is_short(n) && dtype != x.dtype) continue;
+    for (bool accumulate : {false, true}) {
+      Tensor out(dtype, finite_floats(n, 5));
+      Fault fault = codec.decode(body.data(), x.dtype, 3, out.output(accumulate, accumulate ? -0.37f : 1.0f), false);
+      hash.add(fault == nullptr);
+      hash.add(out.bytes);
+    }
+  }
+}
+
+uint64_t hash_codecs(const std::vector<Codec>& codecs, size_t n) {
+  Hash hash;
+  const std::vector<Floats> values = inputs(n);
+  for (size_t c = 0; c < codecs.size(); ++c) {
+    uint32_t last_key = 0;  // from one input to the next it misleads
+    for (size_t v = 0; v < values.size(); ++v) {
+      if (n == kThreadedLength && v != c % values.size()) continue;
+      for (DType dtype : kAllDTypes) {
+        if (!is_short(n) && dtype != kAllDTypes[(c + v) % 3]) continue;
+        const Tensor x(dtype, values[v]);
+        for (bool with_residual : {false, true}) hash_codec(hash, codecs[c], x, with_residual, last_key);
+      }
+    }
+  }
+  return hash.state();
+}
+
+struct Family {
+  const char* name;
+  uint64_t (*kernels)(const Kernels&, size_t n);
+  std::vector<Codec> codecs;
+};
+
+uint64_t hash_of(const Family& family, const Kernels& kernels) {
+  FloatEnvironment environment;
+  Hash hash;
+  use(kernels.name);
+  set_thread_count(1);
+  for (size_t n : kLengths) {
+    if (family.kernels) hash.add(family.kernels(kernels, n));
+    hash.add(hash_codecs(family.codecs, n));
+  }
+  const uint64_t alone = hash_codecs(family.codecs, kThreadedLength);
+  set_thread_count(3);
+  if (hash_codecs(family.codecs, kThreadedLength) != alone) {
+    std::fprintf(stderr, "%s: %s: three threads write other bits than one\n", family.name, kernels.name);
+    std::exit(1);
+  }
+  hash.add(alone);
+  return hash.state();
+}
+
+}  // namespace
+
+int main() {
+  int failures = 0;
+  std::string names;
+  for (const Kernels* kernels : available()) names += std::string(" ") + kernels->name;
+  std::fprintf(stderr, "variants:%s\n", names.c_str());
+  const Family families[] = {{"cast", cast_family, cast_codecs()},
+                             {"topk", topk_family, topk_codecs()},
+                             {"quantize", quantize_family, quantize_codecs()},
+                             {"sign", sign_family, sign_codecs()},
+                             {"index", nullptr, index_codecs()},
+                             {"crc", crc_family, {}}};
+  for (const Family& family : families) {
+    const uint64_t expected = hash_of(family, *available().back());  // scalar, by the definitions
+    std::printf("%-8s %016llx\n", family.name, static_cast<unsigned long long>(expected));
+    for (const Kernels* kernels : available()) {
+      uint64_t got = kernels == available().back() ? expected : hash_of(family, *kernels);
+      if (got == expected) continue;
+      std::fprintf(stderr, "%s: %s gives %016llx\n", family.name, kernels->name, static_cast<unsigned long long>(got));
+      ++failures;
+    }
+  }
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,389 @@
+"""The NumPy oracle: docs/format.md, version 1, written from the document alone.
+
+Every kernel variant must give these bytes. Nothing here is clever: each function is one paragraph
+of the document. Codec arguments are duck-typed: a codec is known by the name of its class and by
+its fields, so tersegrad's dataclasses and the small ones below serve alike. Inside the oracle a
+bfloat16 array is an array of uint16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from reference_indices import (
+    INDEX_FORMS,
+    bytes_of,
+    decode_indices,
+    encode_indices,
+    index_bytes,
+    index_form,
+    low_bits,
+    pack,
+    unpack,
+)
+from reference_numbers import (
+    DTYPE_IDS,
+    DTYPE_NAMES,
+    ITEM_BYTES,
+    RefusedError,
+    accumulate,
+    crc32c,
+    dtype_of,
+    is_finite,
+    key,
+    philox,
+    random_indices,
+    refuse_unless,
+    rounding_noise,
+    saturate,
+    store,
+    widen,
+)
+
+# What the tests use of the other two files.
+__all__ = ["RefusedError", "accumulate", "low_bits", "philox"]
+
+
+# --- Codecs: the fields of section 4 with the defaults of the package. ---
+
+
+@dataclass(frozen=True)
+class Identity:
+    pass
+
+
+@dataclass(frozen=True)
+class Cast:
+    dtype: str = "float16"
+
+
+@dataclass(frozen=True)
+class Quantize:
+    bits: int = 8
+    block_size: int = 256
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sign:
+    block_size: int = 1024
+
+
+@dataclass(frozen=True)
+class TopK:
+    density: float | None = None
+    k: int | None = None
+    values: Any = None
+    indices: str = "auto"
+
+
+@dataclass(frozen=True)
+class ChunkTopK:
+    k: int = 64
+    chunk: int = 4096
+    values: Any = None
+    indices: str = "auto"
+
+
+@dataclass(frozen=True)
+class RandomK:
+    density: float | None = None
+    seed: int = 0
+    k: int | None = None
+    values: Any = None
+
+
+CODEC_IDS = {
+    "Identity": 1,
+    "Cast": 2,
+    "Quantize": 3,
+    "Sign": 4,
+    "TopK": 5,
+    "ChunkTopK": 6,
+    "RandomK": 7,
+}
+VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign")
+
+
+def kind_of(codec: Any) -> str:
+    return type(codec).__name__
+
+
+def values_of(codec: Any) -> Any:
+    return Identity() if codec.values is None else codec.values
+
+
+# --- Section 4: codecs. ---
+
+
+def count_of(codec: Any, n: int) -> int:
+    """The number of survivors of a sparse codec."""
+    if kind_of(codec) == "ChunkTopK":
+        full, rest = divmod(n, codec.chunk)
+        return full * min(codec.k, codec.chunk) + min(codec.k, rest)
+    if n == 0:
+        return 0
+    return min(n, codec.k if codec.k is not None else max(1, round(codec.density * n)))
+
+
+def select(codec: Any, a: np.ndarray, step: int) -> np.ndarray:
+    """The indices of the survivors, ascending."""
+    n = len(a)
+    if kind_of(codec) == "RandomK":
+        return random_indices(n, count_of(codec, n), codec.seed, step)
+    rank = np.uint32(0x7FFFFFFF) - key(
+        a
+    )  # ascending rank is descending key; a stable sort keeps lower indices first
+    if kind_of(codec) == "TopK":
+        return np.sort(np.argsort(rank, kind="stable")[: count_of(codec, n)])
+    parts = []
+    whole = n - n % codec.chunk
+    for first, chunks in (
+        (0, rank[:whole].reshape(-1, codec.chunk)),
+        (whole, rank[whole:].reshape(1, -1)),
+    ):
+        best = np.sort(np.argsort(chunks, axis=1, kind="stable")[:, : codec.k], axis=1)
+        parts.append((best + first + codec.chunk * np.arange(len(chunks))[:, None]).ravel())
+    return np.concatenate(parts)
+
+
+def body_size(codec: Any, n: int, dtype: str) -> int:
+    kind = kind_of(codec)
+    if kind == "Identity":
+        return n * ITEM_BYTES[dtype]
+    if kind == "Cast":
+        return n * ITEM_BYTES[codec.dtype]
+    if kind == "Quantize":
+        return 4 * math.ceil(n / codec.block_size) + bytes_of(n * codec.bits)
+    if kind == "Sign":
+        return 4 * math.ceil(n / codec.block_size) + bytes_of(n)
+    k = count_of(codec, n)
+    indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
+    return indices + body_size(values_of(codec), k, dtype)
+
+
+def blocks(a: np.ndarray, block_size: int) -> np.ndarray:
+    """The entries as one row per block, the last row filled up with zeros."""
+    rows = math.ceil(len(a) / block_size)
+    padded = np.zeros(rows * block_size, np.float32)
+    padded[: len(a)] = a
+    return padded.reshape(rows, block_size)
+
+
+def encode_quantize(codec: Any, a: np.ndarray, step: int) -> bytes:
+    largest_code = 2 ** (codec.bits - 1) - 1
+    table = blocks(a, codec.block_size)
+    largest = np.abs(table).max(axis=1, initial=0)
+    used = largest >= np.float32(2.0**-100)
+    scale = np.where(used, largest / np.float32(largest_code), np.float32(0))
+    inverse = np.float32(largest_code * 65536) / np.where(used, largest, np.float32(1))
+    scaled = np.rint(np.where(used[:, None], table, np.float32(0)) * inverse[:, None])
+    fixed = scaled.astype(np.int64).ravel()[: len(a)]
+    noise = rounding_noise(len(a), codec.seed, step) if codec.rounding == "stochastic" else 32768
+    codes = np.where(used.repeat(codec.block_size)[: len(a)], (fixed + noise) >> 16, 0)
+    return scale.astype("<f4").tobytes() + pack(codes, codec.bits)
+
+
+def encode_sign(codec: Any, a: np.ndarray) -> bytes:
+    table = np.abs(blocks(a, codec.block_size)).reshape(-1, codec.block_size // 64, 64)
+    lanes = np.zeros((len(table), 64), np.float32)
+    with np.errstate(over="ignore"):
+        for row in range(table.shape[1]):
+            lanes = lanes + table[:, row]
+        for half in (32, 16, 8, 4, 2, 1):
+            lanes = lanes[:, :half] + lanes[:, half : 2 * half]
+    first = np.arange(len(table)) * codec.block_size
+    count = np.minimum(len(a) - first, codec.block_size).astype(np.float32)
+    scale = np.minimum(lanes[:, 0] / count, np.finfo(np.float32).max)
+    return scale.astype("<f4").tobytes() + pack(np.signbit(a), 1)
+
+
+def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
+    kind = kind_of(codec)
+    if kind == "Identity":
+        return store(a, dtype).tobytes()
+    if kind == "Cast":
+        return store(a, codec.dtype).tobytes()
+    if kind == "Quantize":
+        return encode_quantize(codec, a, step)
+    if kind == "Sign":
+        return encode_sign(codec, a)
+    indices = select(codec, a, step)
+    values = encode_body(values_of(codec), a[indices], dtype, step)
+    if kind == "RandomK":
+        return values
+    return encode_indices(index_form(codec.indices, len(a), len(indices)), indices, len(a)) + values
+
+
+def read_values(body: bytes, n: int, dtype: str) -> np.ndarray:
+    stored = np.frombuffer(body, "<u2" if dtype == "bfloat16" else dtype, n)
+    values = widen(stored, dtype)
+    refuse_unless(is_finite(values), "a dense value is infinite or NaN")
+    return values
+
+
+def read_scales(body: bytes, n: int, block_size: int) -> tuple[np.ndarray, bytes]:
+    """One scale per entry, and the rest of the body."""
+    rows = math.ceil(n / block_size)
+    scales = np.frombuffer(body, "<f4", rows)
+    refuse_unless(
+        bool((scales.view(np.uint32) < 0x7F800000).all()), "a scale is negative, infinite or NaN"
+    )
+    return scales.repeat(block_size)[:n], body[4 * rows :]
+
+
+def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.ndarray:
+    """The decoded values, as float32."""
+    kind = kind_of(codec)
+    if kind == "Identity":
+        return read_values(body, n, dtype)
+    if kind == "Cast":
+        return saturate(read_values(body, n, codec.dtype), dtype)
+    if kind == "Quantize":
+        scales, packed = read_scales(body, n, codec.block_size)
+        codes = unpack(packed, n, codec.bits)
+        codes = np.where(codes >> (codec.bits - 1), codes - (1 << codec.bits), codes)
+        with np.errstate(over="ignore"):
+            return saturate(codes.astype(np.float32) * scales, dtype)
+    if kind == "Sign":
+        scales, packed = read_scales(body, n, codec.block_size)
+        return saturate(np.where(unpack(packed, n, 1), -scales, scales), dtype)
+    k = count_of(codec, n)
+    if kind == "RandomK":
+        indices, values = random_indices(n, k, codec.seed, step), body
+    else:
+        form = index_form(codec.indices, n, k)
+        split = index_bytes(form, n, k)
+        indices, values = decode_indices(form, body[:split], n, k), body[split:]
+    decoded = np.zeros(n, np.float32)
+    decoded[indices] = decode_body(values_of(codec), values, k, dtype, step)
+    return decoded
+
+
+# --- Section 1: the header. ---
+
+
+def parameters(codec: Any, n: int, step: int) -> bytes:
+    """The parameter bytes of a codec, without the zeros that fill them up."""
+    kind = kind_of(codec)
+    if kind == "Identity":
+        return b""
+    if kind == "Cast":
+        return struct.pack("<B", DTYPE_IDS[codec.dtype])
+    if kind == "Quantize":
+        return struct.pack("<BH", codec.bits, codec.block_size // 64)
+    if kind == "Sign":
+        return struct.pack("<BH", 0, codec.block_size // 64)
+    inner = values_of(codec)
+    word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
+    if kind == "RandomK":
+        return struct.pack("<IQI", count_of(codec, n), codec.seed, step) + word
+    form = index_form(codec.indices, n, count_of(codec, n))
+    if kind == "TopK":
+        return struct.pack("<IB3x", count_of(codec, n), form) + word
+    return struct.pack("<IB3x", codec.k, form) + word + struct.pack("<I", codec.chunk)
+
+
+def read_codec(
+    number: int, raw: bytes, n: int, allowed: tuple[str, ...] = tuple(CODEC_IDS)
+) -> tuple[Any, int]:
+    """The codec that parameter bytes name, and its step."""
+    kind = {value: name for name, value in CODEC_IDS.items()}.get(number, "")
+    refuse_unless(kind in allowed, f"codec id {number}")
+    step = 0
+    codec: Any
+    if kind == "Identity":
+        codec = Identity()
+    elif kind == "Cast":
+        refuse_unless(raw[0] in DTYPE_NAMES, f"cast to dtype {raw[0]}")
+        codec = Cast(DTYPE_NAMES[raw[0]])
+    elif kind in ("Quantize", "Sign"):
+        bits, units = struct.unpack_from("<BH", raw)
+        refuse_unless(1 <= units <= 1024, f"block of {units} * 64 entries")
+        refuse_unless(bits in ((8, 4, 2) if kind == "Quantize" else (0,)), f"{bits} bits")
+        codec = Quantize(bits, 64 * units) if kind == "Quantize" else Sign(64 * units)
+    else:
+        k = struct.unpack_from("<I", raw)[0]
+        word = raw[16:20] if kind == "RandomK" else raw[8:12]
+        inner, _ = read_codec(word[0], word[1:], n, VALUE_CODECS)
+        forms = {form: name for name, form in INDEX_FORMS.items()}
+        if kind != "RandomK":
+            refuse_unless(raw[4] in forms, f"index form {raw[4]}")
+        if kind == "ChunkTopK":
+            chunk = struct.unpack_from("<I", raw, 12)[0]
+            refuse_unless(1 <= chunk <= 65536 and k >= 1, f"{k} of chunks of {chunk}")
+            codec = ChunkTopK(k, chunk, inner, forms[raw[4]])
+        else:
+            refuse_unless(k <= n and (k > 0 or n == 0), f"{k} of {n} entries")
+            if kind == "TopK":
+                codec = TopK(k=k, values=inner, indices=forms[raw[4]])
+            else:
+                seed, step = struct.unpack_from("<QI", raw, 4)
+                codec = RandomK(k=k, seed=seed, values=inner)
+    refuse_unless(
+        parameters(codec, n, step).ljust(len(raw), b"\0") == raw,
+        "an unused parameter byte is not zero",
+    )
+    return codec, step
+
+
+def seal(payload: bytes) -> bytes:
+    """The same payload with a correct checksum."""
+    return payload[:36] + struct.pack("<I", crc32c(payload[:36] + payload[40:])) + payload[40:]
+
+
+def compress(
+    x: np.ndarray, codec: Any, residual: np.ndarray | None = None, step: int = 0
+) -> tuple[bytes, np.ndarray]:
+    """The payload of `x`, and the residual it leaves."""
+    dtype = dtype_of(x)
+    a = widen(np.ascontiguousarray(x).ravel(), dtype)
+    if residual is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            a = a + residual.ravel()
+    if not is_finite(a):
+        raise FloatingPointError("an entry is infinite or NaN")
+    n = len(a)
+    body = encode_body(codec, a, dtype, step)
+    assert len(body) == body_size(codec, n, dtype)
+    header = struct.pack(
+        "<4sBBBB20sQI",
+        b"TGRD",
+        1,
+        CODEC_IDS[kind_of(codec)],
+        DTYPE_IDS[dtype],
+        x.ndim,
+        parameters(codec, n, step),
+        len(body),
+        0,
+    )
+    payload = seal(header + struct.pack(f"<{x.ndim}Q", *x.shape) + body)
+    new_residual = a - decode_body(codec, body, n, dtype, step)
+    return payload, new_residual.reshape(x.shape)
+
+
+def decompress(payload: bytes) -> tuple[np.ndarray, str, tuple[int, ...]]:
+    """Decoded float32 values in their shape, the dtype they were rounded to, and the shape."""
+    refuse_unless(len(payload) >= 40, "shorter than a header")
+    magic, version, number, dtype_id, rank, raw, body_bytes, checksum = struct.unpack_from(
+        "<4sBBBB20sQI", payload
+    )
+    refuse_unless(magic == b"TGRD", f"magic {magic!r}")
+    refuse_unless(version == 1, f"version {version}")
+    refuse_unless(dtype_id in DTYPE_NAMES, f"dtype {dtype_id}")
+    refuse_unless(rank <= 32 and len(payload) >= 40 + 8 * rank, f"rank {rank}")
+    shape = struct.unpack_from(f"<{rank}Q", payload, 40)
+    n = math.prod(shape)
+    refuse_unless(n < 2**32, f"shape {shape}")
+    codec, step = read_codec(number, raw, n)
+    dtype = DTYPE_NAMES[dtype_id]
+    refuse_unless(body_bytes == body_size(codec, n, dtype), f"body of {body_bytes} bytes")
+    refuse_unless(len(payload) == 40 + 8 * rank + body_bytes, "missing or trailing bytes")
+    refuse_unless(checksum == crc32c(payload[:36] + payload[40:]), "checksum")
+    decoded = decode_body(codec, payload[40 + 8 * rank :], n, dtype, step)
+    return decoded.reshape(shape), dtype, shape
