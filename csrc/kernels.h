@@ -42,6 +42,7 @@ struct Kernels {
                                         uint32_t threshold, uint32_t* index, float* value);
   // Stores the keys in [low, high) and returns how many; room for n + kCollectSlack. *above: how many are at least high.
   size_t (*band)(const float* value, size_t n, uint32_t low, uint32_t high, uint32_t* key, size_t* above);
+  size_t (*count_at_least)(const uint32_t* key, size_t n, uint32_t limit);  // keys and limit below 2^31
   // Keeps, in place and in order, the entries with a key above kth and the first `ties` of those with that key.
   size_t (*compact)(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties);
 

@@ -91,6 +91,17 @@ size_t band(const float* value, size_t n, uint32_t low, uint32_t high, uint32_t*
   return count;
 }
 
+size_t count_at_least(const uint32_t* key, size_t n, uint32_t limit) {
+  size_t i = 0, count = 0;
+#if TERSEGRAD_SIMD
+  for (; i + kLanes <= n; i += kLanes) {
+    count += static_cast<size_t>(__builtin_popcount(at_least(load(key + i), splat(limit))));
+  }
+#endif
+  for (; i < n; ++i) count += key[i] >= limit;
+  return count;
+}
+
 size_t compact(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties) {
   size_t i = 0, count = 0;
 #if TERSEGRAD_SIMD

@@ -8,7 +8,6 @@
 
 #include <sys/mman.h>
 
-#include <functional>
 #include <vector>
 
 #include "spec.h"
@@ -23,18 +22,22 @@ constexpr size_t kSamples = 32 * 1024;
 constexpr size_t kRun = 16;
 
 constexpr size_t kScan = 32 * 1024;       // entries between two looks at the buffer
-constexpr size_t kSmallSelection = 4096;  // up to here nth_element beats a histogram, and a sample of a selection has this size
+constexpr size_t kSelectionSample = 4096;
+constexpr size_t kInCache = 32 * 1024;  // up to here bisection beats a histogram
 
 struct Rank {
   uint32_t key;  // the k-th largest
   size_t above;  // how many are larger
 };
 
-Rank rank_small(uint32_t* key, size_t n, size_t k) {
-  uint32_t* kth = key + (k - 1);
-  std::nth_element(key, kth, key + n, std::greater<>());
-  auto above = std::count_if(key, kth, [kth](uint32_t other) { return other > *kth; });
-  return {*kth, static_cast<size_t>(above)};
+// Bit by bit from the top: the k-th key has a bit when k keys or more reach what it then is. No branch depends on the data.
+Rank rank_by_bisection(const uint32_t* key, size_t n, size_t k) {
+  const Kernels& kernels = active();
+  uint32_t kth = 0;
+  for (uint32_t bit = 1u << 30; bit != 0; bit >>= 1) {
+    if (kernels.count_at_least(key, n, kth | bit) >= k) kth |= bit;
+  }
+  return {kth, kth < kMagnitude ? kernels.count_at_least(key, n, kth + 1) : 0};
 }
 
 // Radix selection, most significant digit first: a histogram of the entries that match the prefix found so far tells the next
@@ -61,23 +64,23 @@ Rank rank_by_digits(KeyAt key_at, size_t n, size_t k) {
 
 // A small sample brackets the k-th key; one pass counts what lies above and keeps what lies between (Floyd and Rivest 1975).
 Rank rank_of(const float* value, size_t n, size_t k) {
-  std::unique_ptr<uint32_t[]> key(new uint32_t[std::max(n, kSmallSelection) + kCollectSlack]);
-  if (n <= kSmallSelection) {
+  std::unique_ptr<uint32_t[]> key(new uint32_t[std::max(n, kSelectionSample) + kCollectSlack]);
+  if (n <= kSelectionSample) {
     for (size_t i = 0; i < n; ++i) key[i] = key_of(value[i]);
-    return rank_small(key.get(), n, k);
+    return rank_by_bisection(key.get(), n, k);
   }
-  for (size_t i = 0; i < kSmallSelection; ++i) key[i] = key_of(value[i * n / kSmallSelection]);
-  double share = double(k) / double(n), mean = share * kSmallSelection;
+  for (size_t i = 0; i < kSelectionSample; ++i) key[i] = key_of(value[i * n / kSelectionSample]);
+  double share = double(k) / double(n), mean = share * kSelectionSample;
   double margin = 4 * std::sqrt(mean * (1 - share)) + 4;
   uint32_t high = kMagnitude, low = 0;
-  if (mean > margin) high = rank_small(key.get(), kSmallSelection, size_t(mean - margin) + 1).key;
-  if (mean + margin < kSmallSelection) low = rank_small(key.get(), kSmallSelection, size_t(mean + margin) + 1).key;
+  if (mean > margin) high = rank_by_bisection(key.get(), kSelectionSample, size_t(mean - margin) + 1).key;
+  if (mean + margin < kSelectionSample) low = rank_by_bisection(key.get(), kSelectionSample, size_t(mean + margin) + 1).key;
   size_t above, inside = active().band(value, n, low, high, key.get(), &above);
   if (above >= k || above + inside < k) {  // bad luck, or many equal keys
     return rank_by_digits([value](size_t i) { return key_of(value[i]); }, n, k);
   }
-  Rank rank = inside <= kSmallSelection
-                  ? rank_small(key.get(), inside, k - above)
+  Rank rank = inside <= kInCache
+                  ? rank_by_bisection(key.get(), inside, k - above)
                   : rank_by_digits([&key](size_t i) { return key[i]; }, inside, k - above);
   return {rank.key, above + rank.above};
 }

@@ -30,6 +30,7 @@
       TG_PER_DTYPE(collect),                                                        \
       TG_PER_DTYPE(accumulate_collect),                                             \
       band,                                                                         \
+      count_at_least,                                                               \
       compact,                                                                      \
       TG_PER_WIDTH(quantize),                                                       \
       TG_PER_WIDTH(dequantize),                                                     \

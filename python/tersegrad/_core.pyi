@@ -4,6 +4,7 @@ Entries (`x`, `out`) are float32, float16, or uint16 holding the bits of bfloat1
 `form` are numbers of docs/format.md. A returned bool is False when an entry is not finite.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Codec:
         last_key: int,
         body: _Bytes,
     ) -> tuple[bool, int]: ...
+    def check(self, body: _Bytes, dtype: int, n: int) -> None: ...
     def decode(
         self,
         body: _Bytes,
@@ -73,6 +75,13 @@ class Codec:
         blank: bool,
     ) -> None: ...
 
+def encode_many(
+    codecs: Sequence[Codec],
+    tensors: list[tuple[int, int, int, int, int, int]],
+    step: int,
+    checked: bool,
+    all_or_none: bool,
+) -> tuple[_Bytes, list[int], list[bool], list[int]]: ...
 def encode_index(form: int, index: _Indices, n: int, stream: _Bytes) -> None: ...
 def decode_index(form: int, stream: _Bytes, n: int, k: int) -> _Indices: ...
 def draw_index(n: int, k: int, seed: int, step: int) -> _Indices: ...

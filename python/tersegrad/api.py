@@ -30,7 +30,7 @@ NonFinite = Literal["error", "skip", "reset"]
 def check_nonfinite(choice: object) -> NonFinite:
     """`choice`, if it is one."""
     if choice in ("error", "skip", "reset"):
-        return choice  # type: ignore[return-value]
+        return choice
     raise InputError(f"nonfinite must be 'error', 'skip' or 'reset', not {choice!r}")
 
 

@@ -120,15 +120,9 @@ def view(x: object, what: str = "input") -> View:
     )
 
 
-class Located(NamedTuple):
-    """A caller's array by address: what one native call for many tensors takes."""
-
-    address: int
-    count: int
-    dtype: str
-    shape: tuple[int, ...]
-    kind: Kind
-    owner: object  # keeps the memory alive
+#: Address, count, dtype, shape, kind, and the object that keeps the memory alive. A plain tuple: it is made for every tensor of a
+#: model, and a named one takes longer to make than all else here.
+Located = tuple[int, int, str, tuple[int, ...], Kind, object]
 
 
 def locate(x: Any, *, writable: bool = False) -> Located:
@@ -136,11 +130,13 @@ def locate(x: Any, *, writable: bool = False) -> Located:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor) and x.is_cpu and x.is_contiguous():
         dtype = _torch_dtypes().get(x.dtype)
-        if dtype is not None and not x.is_neg() and not (writable and x.requires_grad) and x.dim() <= MAX_RANK:
-            return Located(x.data_ptr(), x.numel(), dtype, tuple(x.shape), "torch", x)
+        shape = tuple(x.shape)
+        plain = not x.is_neg() and not (writable and x.requires_grad)
+        if dtype is not None and plain and len(shape) <= MAX_RANK:
+            return x.data_ptr(), x.numel(), dtype, shape, "torch", x
     got = writable_view(x, "residual") if writable else view(x)
     address = got.array.__array_interface__["data"][0]
-    return Located(address, got.array.size, got.dtype, got.shape, got.kind, got.array)
+    return address, got.array.size, got.dtype, got.shape, got.kind, got.array
 
 
 @cache
@@ -212,7 +208,7 @@ def like(array: npt.NDArray[Any], dtype: str, shape: tuple[int, ...], kind: Kind
         tensor = torch.from_numpy(array)
         return (tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor).reshape(shape)
     if dtype == "bfloat16":
-        return array.view(_ml_bfloat16()).reshape(shape)
+        array = array.view(_ml_bfloat16())
     return array.reshape(shape)
 
 

@@ -27,7 +27,7 @@ from .ddp_message import (
     DTYPES,
     HEAD,
     NON_FINITE,
-    Message,
+    BucketMessage,
     Segment,
     layout_checksum,
     own_noise,
@@ -129,7 +129,7 @@ class CompressionState:
         self._agreed = False
         self._lost_group = False
         self._residuals = Residuals()
-        self._messages: dict[int, Message] = {}
+        self._messages: dict[int, BucketMessage] = {}
         self._counters = Counters()
         if model is not None:
             self.bind(model)
@@ -175,7 +175,7 @@ class CompressionState:
 
     def _all_gather(
         self,
-        message: Message,
+        message: BucketMessage,
         buffer: torch.Tensor,
         step: int,
         failure: str | None,
@@ -201,7 +201,7 @@ class CompressionState:
         future: torch.futures.Future[torch.Tensor] = work.get_future().then(decode)
         return future
 
-    def _encode(self, message: Message, buffer: torch.Tensor, step: int) -> str | None:
+    def _encode(self, message: BucketMessage, buffer: torch.Tensor, step: int) -> str | None:
         """Write this rank's message.
 
         A failure travels in its head, so that every rank raises instead of waiting for this one.
@@ -228,7 +228,7 @@ class CompressionState:
         message.write_head(step, bytes(presence), failure is not None)
         return failure
 
-    def _message(self, bucket: Any, group: dist.ProcessGroup) -> Message:
+    def _message(self, bucket: Any, group: dist.ProcessGroup) -> BucketMessage:
         """Layout and scratch of a bucket, made anew when DDP has rebuilt its buckets."""
         index, buffer, parameters = bucket.index(), bucket.buffer(), bucket.parameters()
         rank, world_size = dist.get_rank(group), dist.get_world_size(group)
@@ -239,7 +239,7 @@ class CompressionState:
             self._messages.pop(index, None)  # first: the fused bucket of step 0 is a whole model
             segments = self._segments(buffer, parameters, rank)
             self._agree(group, buffer.device, layout_checksum(segments, buffer))
-            message = self._messages[index] = Message(key, segments, buffer, world_size)
+            message = self._messages[index] = BucketMessage(key, segments, buffer, world_size)
         return message
 
     def _segments(

@@ -41,7 +41,7 @@ class Segment:
     body: slice
 
 
-class Message:
+class BucketMessage:
     """Layout and scratch of one bucket.
 
     It keeps no address of the bucket itself: DDP may move it, and wrapper hooks replace it.

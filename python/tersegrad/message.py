@@ -18,7 +18,6 @@ from .buffers import (
     MAX_RANK,
     Bytes,
     Kind,
-    Located,
     View,
     bytes_view,
     has_numpy_bfloat16,
@@ -261,24 +260,25 @@ def pack(
     """`compress_many`, with head starts from the last call on the same tensors."""
     distinct = {id(codec): codec for codec in codecs}  # by identity: hashing a dataclass takes a microsecond
     numbers = {key: number for number, key in enumerate(distinct)}
-    located: list[Located] = []
-    rows = []
+    rows, dtypes, shapes, kinds, owners = [], [], [], set(), []
     for tensor, codec, residual, call in zip(tensors, codecs, residuals, calls, strict=True):
-        x = locate(tensor)
-        address = 0
+        address, count, dtype, shape, kind, owner = locate(tensor)
+        kept = 0
         if residual is not None:
-            r = locate(residual, writable=True)
-            if r.dtype != "float32" or r.shape != x.shape:
+            kept, _, kept_dtype, kept_shape, kept_kind, _ = locate(residual, writable=True)
+            if kept_dtype != "float32" or kept_shape != shape or kept_kind != kind:
                 residual_view(residual, view(tensor))  # says what is wrong
-            address = r.address
-        rows.append((numbers[id(codec)], x.address, x.count, DTYPE_CODES[x.dtype], address, call.last_key))
-        located.append(x)
-    if any(x.kind != located[0].kind for x in located):
+        rows.append((numbers[id(codec)], address, count, DTYPE_CODES[dtype], kept, call.last_key))
+        dtypes.append(dtype)
+        shapes.append(shape)
+        kinds.add(kind)
+        owners.append(owner)
+    if len(kinds) > 1:
         raise InputError("the tensors of one message must be all torch tensors or all NumPy arrays")
     natives = [
-        codec._native
+        native._native
         for codec in distinct.values()
-        if isinstance(check_codec(codec), Native) and codec._is_native
+        if isinstance(native := check_codec(codec), Native) and native._is_native
     ]
     if len(natives) < len(distinct):
         body, sizes, finite = _encode_one_by_one(tensors, codecs, residuals, nonfinite, step, calls)
@@ -293,11 +293,11 @@ def pack(
         _settle_non_finite(skipped, tensors, codecs, residuals, nonfinite, step, body, sizes)
     return Message(
         codecs,
-        [x.dtype for x in located],
-        [x.shape for x in located],
+        dtypes,
+        shapes,
         body,
         sizes,
-        located[0].kind if located else "numpy",
+        kinds.pop() if kinds else "numpy",
         step,
         skipped,
     )

@@ -26,5 +26,5 @@ def check_block_size(codec: str, value: object) -> None:
 
 def check_density(codec: str, value: object) -> None:
     """`CodecError` unless `value` is a number above 0 and at most 1."""
-    if type(value) not in (int, float) or not 0 < value <= 1:
+    if type(value) not in (int, float) or not 0 < value <= 1:  # type: ignore[operator]
         raise CodecError(f"{codec}: density must be above 0 and at most 1, not {value!r}")

