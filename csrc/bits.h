@@ -98,6 +98,17 @@ TG_SPEC float load_entry(const void* x, DType dtype, size_t i) {
   return dtype == DType::float16 ? from_half(bits) : from_brain(bits);
 }
 
+// Scales open the body of a blockwise codec, at any address.
+TG_SPEC void put_scale(uint8_t* scales, size_t block, float scale) {
+  memcpy(scales + block * sizeof scale, &scale, sizeof scale);
+}
+
+TG_SPEC float get_scale(const uint8_t* scales, size_t block) {
+  float scale;
+  memcpy(&scale, scales + block * sizeof scale, sizeof scale);
+  return scale;
+}
+
 // round(dtype, value) of docs/format.md, as a float32.
 TG_SPEC float round_to(DType dtype, float value) {
   switch (dtype) {

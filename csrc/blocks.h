@@ -1,19 +1,9 @@
-// The scales that open the body of a blockwise codec: unaligned little-endian float32.
+// What the blockwise codecs share: their scales, and the entries of a few blocks as float32.
 #pragma once
 
 #include "tensor.h"
 
 namespace tersegrad {
-
-inline void put_scale(uint8_t* scales, size_t block, float scale) {
-  memcpy(scales + block * sizeof scale, &scale, sizeof scale);
-}
-
-inline float get_scale(const uint8_t* scales, size_t block) {
-  float scale;
-  memcpy(&scale, scales + block * sizeof scale, sizeof scale);
-  return scale;
-}
 
 // Finite, and with a clear sign bit: as bits, at most the largest finite float.
 inline bool scales_are_valid(const uint8_t* scales, size_t blocks) {
@@ -22,16 +12,27 @@ inline bool scales_are_valid(const uint8_t* scales, size_t blocks) {
   return valid;
 }
 
-// The float32 entries of [i, i + n): x itself where it holds floats, else widened into scratch.
-inline const float* float_entries(const Entries& x, size_t i, size_t n, float* scratch) {
-  if (x.dtype == DType::float32) return x.floats() + i;
-  active().widen[dtype_slot(x.dtype)](x.at(i), scratch, n);
-  return scratch;
+// Blocks are taken a few at a time, or one by one where they are long; entries of 2 bytes are widened into scratch of this size.
+constexpr size_t kLargestBlock = 64 * 1024;
+inline size_t blocks_at_once(size_t block_size) { return std::max(block_size, kPiece / block_size * block_size); }
+
+// Calls body(begin, length) over [begin, end) in whole blocks.
+template <class Body>
+void for_each_blocks(size_t begin, size_t end, size_t block_size, Body&& body) {
+  size_t step = blocks_at_once(block_size);
+  for (size_t i = begin; i < end; i += step) body(i, std::min(step, end - i));
 }
 
-// A float32 product of codes and a scale this small cannot overflow, so that saturating it would change nothing.
-inline bool needs_rounding(DType dtype, float scale) {
-  return dtype != DType::float32 || key_of(scale) >= 0x70000000u;
+// The entries of [i, i + n) as float32: x + residual, which the residual then holds, or x itself, widened into scratch if need be.
+inline const float* float_entries(const Entries& x, float* residual, size_t i, size_t n, float* scratch) {
+  const Kernels& kernels = active();
+  if (residual != nullptr) {
+    kernels.accumulate[dtype_slot(x.dtype)](x.at(i), residual + i, n);
+    return residual + i;
+  }
+  if (x.dtype == DType::float32) return x.floats() + i;
+  kernels.widen[dtype_slot(x.dtype)](x.at(i), scratch, n);
+  return scratch;
 }
 
 }  // namespace tersegrad

@@ -12,6 +12,11 @@ struct Noise {
   uint32_t step;
 };
 
+struct SignSummary {
+  float sum;  // of the magnitudes, in the order of sign/spec.h
+  uint32_t max_key;
+};
+
 // Arrays of functions over dtypes are indexed by dtype_slot, those over code widths by bits_slot.
 constexpr int kDTypes = 3;
 inline int dtype_slot(DType dtype) { return static_cast<int>(dtype) - 1; }
@@ -32,6 +37,7 @@ struct Kernels {
   void (*round[kDTypes])(float* values, size_t n);                            // round(dtype, v), in place
   void (*multiply)(float* values, float scale, size_t n);
   void (*add_scaled)(float* out, const float* values, float scale, size_t n);  // out += scale * values
+  void (*stream)(const float* values, float* out, size_t n);                   // out = values, past the caches
   void (*subtract)(float* residual, const float* decoded, size_t n);          // residual -= decoded
 
   // topk: appends index (base + i) and value of every entry with key >= threshold, in order, and returns how many. Room for
@@ -46,14 +52,14 @@ struct Kernels {
   // Keeps, in place and in order, the entries with a key above kth and the first `ties` of those with that key.
   size_t (*compact)(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties);
 
-  // quantize: one block. `first` is the tensor index of a[0], a multiple of 64; codes start at a byte.
-  void (*quantize[kCodeWidths])(const float* a, size_t n, float inverse, const Noise* noise, uint64_t first,
-                                uint8_t* codes);
-  void (*dequantize[kCodeWidths])(const uint8_t* codes, float scale, float* out, size_t n);
+  // quantize: whole blocks, the last may be shorter. `first` is the tensor index of a[0], a multiple of 64. Returns the largest key; a
+  // block that is not finite becomes zeros.
+  uint32_t (*quantize[kCodeWidths])(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first,
+                                    uint8_t* scales, uint8_t* codes);
+  void (*dequantize[kCodeWidths])(const uint8_t* codes, const uint8_t* scales, size_t block_size, float* out, size_t n);
 
-  // sign: one block. Bits start at a byte.
-  float (*sum_magnitude)(const float* a, size_t n);
-  void (*pack_signs)(const float* a, size_t n, uint8_t* bits);
+  // sign: one block.
+  SignSummary (*pack_signs)(const float* a, size_t n, uint8_t* bits);
   void (*unpack_signs)(const uint8_t* bits, float scale, float* out, size_t n);
 
   // crc: continues a CRC-32C; start with 0.

@@ -19,6 +19,8 @@ struct Entries {
   const float* floats() const { return static_cast<const float*>(data); }
 };
 
+constexpr size_t kStreamFrom = 8 * 1024 * 1024;
+
 // Where decoded values go: stored, or added after multiplying by `scale`.
 struct Output {
   void* data;
@@ -28,7 +30,9 @@ struct Output {
   float scale;
 
   void* at(size_t i) const { return static_cast<char*>(data) + i * item_bytes(dtype); }
-  bool is_plain() const { return dtype == DType::float32 && !accumulate && scale == 1.0f; }
+  // Whether decoded values can be written where they belong. Large outputs are better streamed there from a piece in cache: their
+  // lines need not be read first, and would be evicted before their next use.
+  bool is_direct() const { return dtype == DType::float32 && !accumulate && scale == 1.0f && count < kStreamFrom; }
 
   // Takes `n` decoded values for entries from `i` on; may change them.
   void emit(size_t i, float* values, size_t n) const;

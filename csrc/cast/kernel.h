@@ -128,6 +128,18 @@ void add_scaled(float* out, const float* values, float scale, size_t n) {
   for (; i < n; ++i) out[i] = out[i] + scale * values[i];
 }
 
+void stream(const float* values, float* out, size_t n) {
+  size_t i = 0;
+#if TERSEGRAD_SIMD
+  for (; i < n && reinterpret_cast<uintptr_t>(out + i) % 64 != 0; ++i) out[i] = values[i];
+  for (; i + kLanes <= n; i += kLanes) stream_store(out + i, load(values + i));
+#endif
+  for (; i < n; ++i) out[i] = values[i];
+#if TERSEGRAD_SIMD
+  stream_end();
+#endif
+}
+
 void subtract(float* residual, const float* decoded, size_t n) {
   size_t i = 0;
 #if TERSEGRAD_SIMD

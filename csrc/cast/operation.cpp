@@ -7,7 +7,9 @@ void Output::emit(size_t i, float* values, size_t n) const {
   int slot = dtype_slot(dtype);
   if (!accumulate) {
     if (scale != 1.0f) kernels.multiply(values, scale, n);
-    if (dtype == DType::float32) {
+    if (dtype == DType::float32 && count >= kStreamFrom) {
+      kernels.stream(values, static_cast<float*>(at(i)), n);
+    } else if (dtype == DType::float32) {
       memcpy(at(i), values, n * sizeof(float));
     } else {
       kernels.narrow[slot](values, at(i), n);

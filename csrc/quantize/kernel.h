@@ -8,25 +8,26 @@ namespace tersegrad {
 namespace {
 
 #if TERSEGRAD_SIMD
-// philox() of sixteen consecutive counters below 2^32.
+// philox() of sixteen consecutive counters below 2^32. The lanes are kept apart as the even and the odd ones, where a 64-bit product has
+// room; what is above the low 32 bits of a lane is never looked at.
 inline void philox_lanes(const Noise& noise, uint32_t first_counter, U words[4]) {
-  U c0 = lane_numbers() + splat(first_counter), c1 = splat(0u);
-  U c2 = splat(noise.step), c3 = splat(static_cast<uint32_t>(kRoundingNoise));
+  Halves c0 = split_lanes(lane_numbers() + splat(first_counter)), c1 = split_lanes(splat(0u));
+  Halves c2 = split_lanes(splat(noise.step)), c3 = split_lanes(splat(static_cast<uint32_t>(kRoundingNoise)));
   uint32_t k0 = static_cast<uint32_t>(noise.seed), k1 = static_cast<uint32_t>(noise.seed >> 32);
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    Product p0 = multiply(c0, splat(kPhiloxMultiplier0));
-    Product p1 = multiply(c2, splat(kPhiloxMultiplier1));
-    c0 = p1.high ^ c1 ^ splat(k0);
-    c1 = p1.low;
-    c2 = p0.high ^ c3 ^ splat(k1);
-    c3 = p0.low;
+    Halves p0 = multiply(c0, kPhiloxMultiplier0);
+    Halves p1 = multiply(c2, kPhiloxMultiplier1);
+    c0 = high_xor(p1, c1, k0);
+    c1 = p1;
+    c2 = high_xor(p0, c3, k1);
+    c3 = p0;
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
-  words[0] = c0;
-  words[1] = c1;
-  words[2] = c2;
-  words[3] = c3;
+  words[0] = join_lanes(c0);
+  words[1] = join_lanes(c1);
+  words[2] = join_lanes(c2);
+  words[3] = join_lanes(c3);
 }
 
 template <int width>
@@ -36,24 +37,47 @@ inline void quantize_lanes(const float* a, F inverse, U noise, uint8_t* codes) {
 }
 #endif
 
+inline uint32_t block_max_key(const float* a, size_t n) {
+  size_t i = 0;
+  uint32_t key = 0;
+#if TERSEGRAD_SIMD
+  U keys[2] = {splat(0u), splat(0u)};
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    for (size_t j = 0; j < 2; ++j) {
+      prefetch(a + i + j * kLanes);
+      keys[j] = larger(keys[j], key_of(load(a + i + j * kLanes)));
+    }
+  }
+  key = largest_lane(larger(keys[0], keys[1]));
+#endif
+  for (; i < n; ++i) {
+    uint32_t own = key_of(a[i]);
+    key = own > key ? own : key;
+  }
+  return key;
+}
+
 template <int width>
-void quantize(const float* a, size_t n, float inverse, const Noise* noise, uint64_t first, uint8_t* codes) {
+inline void quantize_block(const float* a, size_t n, float inverse, const Noise* noise, uint64_t first, uint8_t* codes) {
   size_t i = 0;
 #if TERSEGRAD_SIMD
   constexpr size_t kLaneBytes = kLanes * width / 8;
   if (noise == nullptr) {
     for (; i + kLanes <= n; i += kLanes) {
-      prefetch(a + i);
       quantize_lanes<width>(a + i, splat(inverse), splat(kRoundToNearest), codes + i / kLanes * kLaneBytes);
     }
   } else {
+    // The words of one call serve 128 entries, in two runs of four vectors; a block may begin at the second.
     U words[4];
-    for (; i + kLanes <= n; i += kLanes) {
-      uint64_t entry = first + i;
-      if (i == 0 || entry % 128 == 0) philox_lanes(*noise, static_cast<uint32_t>(entry / 128 * 16), words);
-      U word = words[entry / 16 % 4];
-      U half = entry / 64 % 2 ? shift_right<16>(word) : word & splat(0xffffu);
-      quantize_lanes<width>(a + i, splat(inverse), half, codes + i / kLanes * kLaneBytes);
+    bool second = first / 64 % 2 != 0;
+    if (second) philox_lanes(*noise, static_cast<uint32_t>(first / 128 * 16), words);
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+      if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
+      for (size_t j = 0; j < 4; ++j) {
+        U half = second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu);
+        quantize_lanes<width>(a + i + j * kLanes, splat(inverse), half, codes + (i / kLanes + j) * kLaneBytes);
+      }
+      second = !second;
     }
   }
 #endif
@@ -65,16 +89,34 @@ void quantize(const float* a, size_t n, float inverse, const Noise* noise, uint6
 }
 
 template <int width>
-void dequantize(const uint8_t* codes, float scale, float* out, size_t n) {
-  size_t i = 0;
-#if TERSEGRAD_SIMD
-  constexpr size_t kLaneBytes = kLanes * width / 8;
-  for (; i + kLanes <= n; i += kLanes) {
-    U code = widen_bytes(load_codes<width>(codes + i / kLanes * kLaneBytes));
-    store(out + i, to_float(code) * splat(scale));
+uint32_t quantize(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first, uint8_t* scales,
+                  uint8_t* codes) {
+  uint32_t largest = 0;
+  for (size_t i = 0; i < n; i += block_size) {
+    size_t length = n - i < block_size ? n - i : block_size;
+    uint32_t key = block_max_key(a + i, length);
+    largest = key > largest ? key : largest;
+    if (!is_finite_key(key)) key = 0;
+    put_scale(scales, i / block_size, quantize_scale(key, width));
+    quantize_block<width>(a + i, length, quantize_inverse(key, width), noise, first + i, codes + i * width / 8);
   }
+  return largest;
+}
+
+template <int width>
+void dequantize(const uint8_t* codes, const uint8_t* scales, size_t block_size, float* out, size_t n) {
+  for (size_t begin = 0; begin < n; begin += block_size) {
+    size_t i = begin, end = n - begin < block_size ? n : begin + block_size;
+    float scale = get_scale(scales, begin / block_size);
+#if TERSEGRAD_SIMD
+    constexpr size_t kLaneBytes = kLanes * width / 8;
+    for (; i + kLanes <= end; i += kLanes) {
+      U code = widen_bytes(load_codes<width>(codes + i / kLanes * kLaneBytes));
+      store(out + i, saturate(to_float(code) * splat(scale)));
+    }
 #endif
-  for (; i < n; ++i) out[i] = dequantize_entry(get_code(codes, width, i), scale);
+    for (; i < end; ++i) out[i] = dequantize_entry(get_code(codes, width, i), scale);
+  }
 }
 
 }  // namespace

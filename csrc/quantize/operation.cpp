@@ -7,29 +7,22 @@ namespace tersegrad::quantize {
 
 bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout, const Noise* noise, uint8_t* body) {
   const Kernels& kernels = active();
-  const int from = dtype_slot(x.dtype), width = bits_slot(layout.bits);
+  const int width = bits_slot(layout.bits);
   uint8_t* codes = body + layout.scale_bytes(x.count);
   LargestKey largest;
   for_each_chunk(x.count, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
-    for (size_t begin = chunk_begin; begin < chunk_end; begin += layout.block_size) {
-      size_t end = std::min(chunk_end, begin + layout.block_size);
-      uint32_t key = residual ? kernels.accumulate[from](x.at(begin), residual + begin, end - begin)
-                              : kernels.max_key[from](x.at(begin), end - begin);
-      largest.add(key);
-      if (!is_finite_key(key)) key = 0;
-      float scale = quantize_scale(key, layout.bits), inverse = quantize_inverse(key, layout.bits);
-      put_scale(body, begin / layout.block_size, scale);
-      for_each_piece(begin, end, [&](size_t i, size_t n) {
-        float scratch[kPiece];
-        const float* a = residual ? residual + i : float_entries(x, i, n, scratch);
-        uint8_t* piece = codes + i * static_cast<size_t>(layout.bits) / 8;
-        kernels.quantize[width](a, n, inverse, noise, i, piece);
-        if (residual == nullptr) return;
-        kernels.dequantize[width](piece, scale, scratch, n);
-        if (needs_rounding(dtype, scale)) kernels.round[dtype_slot(dtype)](scratch, n);
-        kernels.subtract(residual + i, scratch, n);
-      });
-    }
+    float scratch[kLargestBlock];
+    uint32_t key = 0;
+    for_each_blocks(chunk_begin, chunk_end, layout.block_size, [&](size_t i, size_t n) {
+      uint8_t* scales = body + layout.scale_bytes(i);
+      const float* a = float_entries(x, residual, i, n, scratch);
+      key = std::max(key, kernels.quantize[width](a, n, layout.block_size, noise, i, scales, codes + layout.code_bytes(i)));
+      if (residual == nullptr) return;
+      kernels.dequantize[width](codes + layout.code_bytes(i), scales, layout.block_size, scratch, n);
+      if (dtype != DType::float32) kernels.round[dtype_slot(dtype)](scratch, n);
+      kernels.subtract(residual + i, scratch, n);
+    });
+    largest.add(key);
   });
   return largest.is_finite();
 }
@@ -46,18 +39,14 @@ void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output
   const Kernels& kernels = active();
   const int width = bits_slot(layout.bits);
   for_each_chunk(n, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
-    for (size_t begin = chunk_begin; begin < chunk_end; begin += layout.block_size) {
-      float scale = get_scale(body, begin / layout.block_size);
-      bool rounding = needs_rounding(dtype, scale);
-      for_each_piece(begin, std::min(chunk_end, begin + layout.block_size), [&](size_t i, size_t length) {
-        float scratch[kPiece];
-        bool direct = out.is_plain();
-        float* values = direct ? static_cast<float*>(out.at(i)) : scratch;
-        kernels.dequantize[width](codes + i * static_cast<size_t>(layout.bits) / 8, scale, values, length);
-        if (rounding) kernels.round[dtype_slot(dtype)](values, length);
-        if (!direct) out.emit(i, values, length);
-      });
-    }
+    float scratch[kLargestBlock];
+    for_each_blocks(chunk_begin, chunk_end, layout.block_size, [&](size_t i, size_t length) {
+      float* values = out.is_direct() ? static_cast<float*>(out.at(i)) : scratch;
+      kernels.dequantize[width](codes + layout.code_bytes(i), body + layout.scale_bytes(i), layout.block_size, values,
+                                length);
+      if (dtype != DType::float32) kernels.round[dtype_slot(dtype)](values, length);
+      if (!out.is_direct()) out.emit(i, values, length);
+    });
   });
 }
 

@@ -43,6 +43,6 @@ TG_SPEC int32_t get_code(const uint8_t* codes, int bits, size_t i) {
   return static_cast<int32_t>((code ^ sign) - sign);
 }
 
-TG_SPEC float dequantize_entry(int32_t code, float scale) { return static_cast<float>(code) * scale; }
+TG_SPEC float dequantize_entry(int32_t code, float scale) { return saturate(static_cast<float>(code) * scale); }
 
 }  // namespace tersegrad

@@ -27,6 +27,12 @@ inline void store(uint32_t* p, U v) {
   _mm256_storeu_si256(q, v.r[0]);
   _mm256_storeu_si256(q + 1, v.r[1]);
 }
+// Past the caches; p is a multiple of 64.
+inline void stream_store(float* p, F v) {
+  _mm256_stream_ps(p, v.r[0]);
+  _mm256_stream_ps(p + 8, v.r[1]);
+}
+inline void stream_end() { _mm_sfence(); }
 inline F splat(float v) { return {{_mm256_set1_ps(v), _mm256_set1_ps(v)}}; }
 inline U splat(uint32_t v) {
   __m256i r = _mm256_set1_epi32(static_cast<int>(v));
@@ -52,6 +58,15 @@ inline U load_u16(const uint16_t* p) {
 inline void store_u16(uint16_t* p, U v) {
   __m256i packed = _mm256_packus_epi32(v.r[0], v.r[1]);  // packs within 128-bit halves: put them in order
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+// Lane j of the mask: whether the magnitude of p[j], as an integer, is at least `limit`; both below 2^15.
+inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
+  __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  v = _mm256_and_si256(v, _mm256_set1_epi16(0x7fff));
+  __m256i below = _mm256_cmpgt_epi16(_mm256_set1_epi16(static_cast<short>(limit)), v);
+  __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(below), _mm256_extracti128_si256(below, 1));
+  return ~static_cast<uint32_t>(_mm_movemask_epi8(bytes)) & 0xffffu;
 }
 
 #define TG_LANES(type, expression)                       \
@@ -101,18 +116,27 @@ inline uint32_t at_least(U a, U b) {
 inline U nearest_int(F v) { TG_LANES(U, _mm256_cvtps_epi32(v.r[h])); }
 inline F to_float(U v) { TG_LANES(F, _mm256_cvtepi32_ps(v.r[h])); }
 
-inline U multiply_low(U a, U b) { TG_LANES(U, _mm256_mullo_epi32(a.r[h], b.r[h])); }
-struct Product {
-  U high, low;
+// Sixteen lanes with room for 64-bit products: the even ones and the odd ones of each register, each in the low half of a 64-bit lane.
+struct Halves {
+  __m256i r[4];
 };
-// The 64-bit products of the lanes, as halves; even and odd lanes are multiplied apart.
-inline Product multiply(U a, U b) {
-  Product out;
-  for (int h = 0; h < 2; ++h) {
-    __m256i even = _mm256_mul_epu32(a.r[h], b.r[h]);
-    __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a.r[h], 32), b.r[h]);
-    out.high.r[h] = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
-    out.low.r[h] = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+inline Halves split_lanes(U v) {
+  return {{v.r[0], _mm256_srli_epi64(v.r[0], 32), v.r[1], _mm256_srli_epi64(v.r[1], 32)}};
+}
+inline U join_lanes(Halves v) {
+  TG_LANES(U, _mm256_blend_epi32(v.r[2 * h], _mm256_slli_epi64(v.r[2 * h + 1], 32), 0xaa));
+}
+inline Halves multiply(Halves v, uint32_t factor) {
+  Halves out;
+  for (int q = 0; q < 4; ++q) out.r[q] = _mm256_mul_epu32(v.r[q], _mm256_set1_epi64x(factor));
+  return out;
+}
+// High half of `product`, exclusive-or `b`, exclusive-or `key`.
+inline Halves high_xor(Halves product, Halves b, uint32_t key) {
+  Halves out;
+  for (int q = 0; q < 4; ++q) {
+    __m256i high = _mm256_srli_epi64(product.r[q], 32);
+    out.r[q] = _mm256_xor_si256(high, _mm256_xor_si256(b.r[q], _mm256_set1_epi64x(key)));
   }
   return out;
 }

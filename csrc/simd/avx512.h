@@ -17,6 +17,9 @@ inline F load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline U load(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store(float* p, F v) { _mm512_storeu_ps(p, v.r); }
 inline void store(uint32_t* p, U v) { _mm512_storeu_si512(p, v.r); }
+// Past the caches; p is a multiple of 64.
+inline void stream_store(float* p, F v) { _mm512_stream_ps(p, v.r); }
+inline void stream_end() { _mm_sfence(); }
 inline F splat(float v) { return {_mm512_set1_ps(v)}; }
 inline U splat(uint32_t v) { return {_mm512_set1_epi32(static_cast<int>(v))}; }
 inline U lane_numbers() {
@@ -35,6 +38,13 @@ inline U load_u16(const uint16_t* p) {
 }
 inline void store_u16(uint16_t* p, U v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v.r));
+}
+
+// Lane j of the mask: whether the magnitude of p[j], as an integer, is at least `limit`; both below 2^15.
+inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
+  __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  v = _mm256_and_si256(v, _mm256_set1_epi16(0x7fff));
+  return _mm256_cmpge_epu16_mask(v, _mm256_set1_epi16(static_cast<short>(limit)));
 }
 
 inline U bits(F v) { return {_mm512_castps_si512(v.r)}; }
@@ -65,17 +75,21 @@ inline uint32_t at_least(U a, U b) { return _mm512_cmpge_epu32_mask(a.r, b.r); }
 inline U nearest_int(F v) { return {_mm512_cvtps_epi32(v.r)}; }
 inline F to_float(U v) { return {_mm512_cvtepi32_ps(v.r)}; }
 
-inline U multiply_low(U a, U b) { return {_mm512_mullo_epi32(a.r, b.r)}; }
-struct Product {
-  U high, low;
+// Sixteen lanes with room for 64-bit products: the even ones and the odd ones, each in the low half of a 64-bit lane.
+struct Halves {
+  __m512i even, odd;
 };
-// The 64-bit products of the lanes, as halves; even and odd lanes are multiplied apart.
-inline Product multiply(U a, U b) {
-  __m512i even = _mm512_mul_epu32(a.r, b.r);
-  __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a.r, 32), b.r);
-  __m512i high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
-  __m512i low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
-  return {{high}, {low}};
+inline Halves split_lanes(U v) { return {v.r, _mm512_srli_epi64(v.r, 32)}; }
+inline U join_lanes(Halves v) { return {_mm512_mask_blend_epi32(0xaaaa, v.even, _mm512_slli_epi64(v.odd, 32))}; }
+inline Halves multiply(Halves v, uint32_t factor) {
+  __m512i f = _mm512_set1_epi64(factor);
+  return {_mm512_mul_epu32(v.even, f), _mm512_mul_epu32(v.odd, f)};
+}
+// High half of `product`, exclusive-or `b`, exclusive-or `key`.
+inline Halves high_xor(Halves product, Halves b, uint32_t key) {
+  __m512i k = _mm512_set1_epi64(key);
+  return {_mm512_ternarylogic_epi64(_mm512_srli_epi64(product.even, 32), b.even, k, 0x96),
+          _mm512_ternarylogic_epi64(_mm512_srli_epi64(product.odd, 32), b.odd, k, 0x96)};
 }
 
 // Bit j of the mask is the sign bit of lane j.

@@ -31,6 +31,9 @@ inline void store(float* p, F v) {
 inline void store(uint32_t* p, U v) {
   for (int q = 0; q < 4; ++q) vst1q_u32(p + 4 * q, v.r[q]);
 }
+// The baseline has no store past the caches that pays.
+inline void stream_store(float* p, F v) { store(p, v); }
+inline void stream_end() {}
 inline F splat(float v) { TG_LANES(F, vdupq_n_f32(v)); }
 inline U splat(uint32_t v) { TG_LANES(U, vdupq_n_u32(v)); }
 inline U lane_numbers() {
@@ -87,20 +90,36 @@ inline uint32_t at_least(U a, U b) {
   for (int q = 0; q < 4; ++q) chosen.r[q] = vcgeq_u32(a.r[q], b.r[q]);
   return lane_mask(chosen);
 }
+// Lane j of the mask: whether the magnitude of p[j], as an integer, is at least `limit`; both below 2^15.
+inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
+  return at_least(load_u16(p) & splat(0x7fffu), splat(static_cast<uint32_t>(limit)));
+}
 inline U nearest_int(F v) { TG_LANES(U, vreinterpretq_u32_s32(vcvtnq_s32_f32(v.r[q]))); }
 inline F to_float(U v) { TG_LANES(F, vcvtq_f32_s32(vreinterpretq_s32_u32(v.r[q]))); }
 
-inline U multiply_low(U a, U b) { TG_LANES(U, vmulq_u32(a.r[q], b.r[q])); }
-struct Product {
-  U high, low;
+// Sixteen lanes with room for 64-bit products, each in the low half of a 64-bit lane.
+struct Halves {
+  uint64x2_t r[8];
 };
-inline Product multiply(U a, U b) {
-  Product out;
+inline Halves split_lanes(U v) {
+  Halves out;
   for (int q = 0; q < 4; ++q) {
-    uint32x4_t first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(a.r[q]), vget_low_u32(b.r[q])));
-    uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(a.r[q], b.r[q]));
-    out.low.r[q] = vuzp1q_u32(first, second);
-    out.high.r[q] = vuzp2q_u32(first, second);
+    out.r[2 * q] = vmovl_u32(vget_low_u32(v.r[q]));
+    out.r[2 * q + 1] = vmovl_high_u32(v.r[q]);
+  }
+  return out;
+}
+inline U join_lanes(Halves v) { TG_LANES(U, vcombine_u32(vmovn_u64(v.r[2 * q]), vmovn_u64(v.r[2 * q + 1]))); }
+inline Halves multiply(Halves v, uint32_t factor) {
+  Halves out;
+  for (int q = 0; q < 8; ++q) out.r[q] = vmull_u32(vmovn_u64(v.r[q]), vdup_n_u32(factor));
+  return out;
+}
+// High half of `product`, exclusive-or `b`, exclusive-or `key`.
+inline Halves high_xor(Halves product, Halves b, uint32_t key) {
+  Halves out;
+  for (int q = 0; q < 8; ++q) {
+    out.r[q] = veorq_u64(vshrq_n_u64(product.r[q], 32), veorq_u64(b.r[q], vdupq_n_u64(key)));
   }
   return out;
 }

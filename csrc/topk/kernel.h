@@ -15,8 +15,20 @@ inline uint32_t lowest_bits(uint32_t mask, size_t count) {
 }
 #endif
 
-// Collects the indices, without a branch, over a stretch that stays in cache; then the values of the few that were found. Where
-// the values are not at hand as float32, they are collected along with the indices.
+#if TERSEGRAD_SIMD
+// The smallest magnitude of a 2-byte dtype whose key is at least `threshold`: keys grow with the bits, so bisection finds it.
+template <DType dtype>
+inline uint16_t narrow_threshold(uint32_t threshold) {
+  uint16_t below = 0;  // the largest magnitude known to be too small, plus one
+  for (uint16_t bit = 1 << 14; bit != 0; bit = static_cast<uint16_t>(bit >> 1)) {
+    auto tried = static_cast<uint16_t>(below | bit), last = static_cast<uint16_t>(tried - 1);
+    if (key_of(load_entry(&last, dtype, 0)) < threshold) below = tried;
+  }
+  return below;
+}
+#endif
+
+// Collects the indices, without a branch, over a stretch that stays in cache; then the values of the few that were found.
 constexpr size_t kStretch = 4096;
 
 template <DType dtype, bool accumulating>
@@ -24,28 +36,34 @@ size_t collect_entries(const void* x, float* residual, size_t n, uint32_t base, 
                        uint32_t* index, float* value) {
   size_t i = 0, count = 0;
 #if TERSEGRAD_SIMD
-  constexpr bool kGather = accumulating || dtype == DType::float32;
-  const float* sums = accumulating ? residual : static_cast<const float*>(x);
+  constexpr bool kNarrow = !accumulating && dtype != DType::float32;  // compared as they are, in 2 bytes
   const U limit = splat(threshold);
+  uint16_t narrow_limit = 0;
+  if constexpr (kNarrow) narrow_limit = narrow_threshold<dtype>(threshold);
   U lanes = lane_numbers() + splat(base);
   while (i + kLanes <= n) {
     size_t first = count, end = i + kStretch < n ? i + kStretch : n;
     for (; i + kLanes <= end; i += kLanes) {
+      uint32_t mask;
       prefetch(static_cast<const char*>(x) + i * item_bytes(dtype));
-      F v = load_entries<dtype>(x, i);
-      if constexpr (accumulating) {
-        prefetch(residual + i);
-        v = v + load(residual + i);
-        store(residual + i, v);
+      if constexpr (kNarrow) {
+        mask = magnitudes_at_least(static_cast<const uint16_t*>(x) + i, narrow_limit);
+      } else {
+        F v = load_entries<dtype>(x, i);
+        if constexpr (accumulating) {
+          prefetch(residual + i);
+          v = v + load(residual + i);
+          store(residual + i, v);
+        }
+        mask = at_least(key_of(v), limit);
       }
-      uint32_t mask = at_least(key_of(v), limit);
       compress(index + count, mask, lanes);
-      if constexpr (!kGather) compress(value + count, mask, v);
       count += static_cast<size_t>(__builtin_popcount(mask));
       lanes = lanes + splat(static_cast<uint32_t>(kLanes));
     }
-    if constexpr (kGather) {
-      for (size_t j = first; j < count; ++j) value[j] = sums[index[j] - base];
+    const void* source = accumulating ? residual : x;
+    for (size_t j = first; j < count; ++j) {
+      value[j] = load_entry(source, accumulating ? DType::float32 : dtype, index[j] - base);
     }
   }
 #endif

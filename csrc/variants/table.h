@@ -26,6 +26,7 @@
       TG_PER_DTYPE(round_values),                                                   \
       multiply,                                                                     \
       add_scaled,                                                                   \
+      stream,                                                                       \
       subtract,                                                                     \
       TG_PER_DTYPE(collect),                                                        \
       TG_PER_DTYPE(accumulate_collect),                                             \
@@ -34,7 +35,6 @@
       compact,                                                                      \
       TG_PER_WIDTH(quantize),                                                       \
       TG_PER_WIDTH(dequantize),                                                     \
-      sum_magnitude,                                                                \
       pack_signs,                                                                   \
       unpack_signs,                                                                 \
       crc32c,                                                                       \
