@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import os
 import threading
@@ -317,6 +318,45 @@ def warmup(rank: int) -> Any:
     return {**result, "after": state.stats(), "weights after": weights(model)}
 
 
+@scenario
+def callback_references(rank: int) -> Any:
+    """What the callback of a bucket holds on to, while the process group's thread owns it."""
+    model = DDP(deep_model())
+    hooked(model)
+    callbacks = []
+    then = torch._C.Future.then
+
+    class Work:
+        def __init__(self, work: Any) -> None:
+            self.work = work
+
+        def get_future(self) -> Work:
+            return self
+
+        def then(self, callback: Any) -> Any:
+            callbacks.append(callback)
+            return then(self.work.get_future(), callback)
+
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    original = getattr(dist, name)
+
+    def gather(*args: Any, async_op: bool = False, **options: Any) -> Any:
+        work = original(*args, async_op=async_op, **options)
+        return Work(work) if async_op else work
+
+    setattr(dist, name, gather)
+    try:
+        train(model, rank, range(2))
+    finally:
+        setattr(dist, name, original)
+    return [
+        sorted(
+            type(value).__name__ for value in inspect.getclosurevars(callback).nonlocals.values()
+        )
+        for callback in callbacks
+    ]
+
+
 # --- Scenarios: how DDP may be set up. ---
 
 
@@ -474,8 +514,13 @@ def one_hook_only(rank: int) -> Any:
     hooked(model)
     second = message_of(lambda: hooked(model), RuntimeError)
     train(model, rank, range(2))
+
+    from torch.nn.parallel.distributed import _MixedPrecision
+
+    mixed = DDP(deep_model(), mixed_precision=_MixedPrecision(param_dtype=torch.bfloat16))
     return {
         "second": second,
+        "mixed precision": message_of(lambda: hooked(mixed), RuntimeError),
         "weights": weights(model),
         "simulated": simulate(deep_model(), CODEC, range(2)),
     }

@@ -156,6 +156,8 @@ def train(
                     event(message)
                     if message["kind"] == "run":
                         runs.append(message)
+        except (processes.ProcessRaisedException, processes.ProcessExitedException) as error:  # type: ignore[attr-defined]
+            raise DemoError(f"a worker failed: {error}") from error
         finally:
             for process in context.processes:
                 if process.is_alive():

@@ -10,14 +10,13 @@
 #include "../../csrc/codec.h"
 #include "../../csrc/dispatch.h"
 #include "../../csrc/philox.h"
-#include "../../csrc/quantize/spec.h"
 
 using namespace tersegrad;
 
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 36;
+constexpr size_t kKernels = 37;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -171,6 +170,11 @@ uint64_t cast_family(const Kernels& kernels, size_t n) {
   kernels.add_scaled(a.data(), others.data(), -0.3f, n);
   kernels.subtract(a.data(), values.data(), n);
   hash.add(a);
+  for (size_t misaligned : {size_t{0}, size_t{1}, size_t{13}}) {
+    Floats streamed(misaligned + n);
+    kernels.stream(a.data(), streamed.data() + misaligned, n);
+    hash.add(streamed);
+  }
   return hash.state();
 }
 
@@ -200,6 +204,7 @@ uint64_t topk_family(const Kernels& kernels, size_t n) {
       hash.add(above);
       hash.add(inside);
       hash.add(key.data(), inside * sizeof(uint32_t));
+      hash.add(kernels.count_at_least(key.data(), inside, key_of(0.75f)));
       for (size_t i = 0; i < count; i += 3) value[i] = 0.75f;
       add_found(kernels.compact(index.data(), value.data(), count, key_of(0.75f), count / 9));
     }
@@ -209,19 +214,26 @@ uint64_t topk_family(const Kernels& kernels, size_t n) {
 
 uint64_t quantize_family(const Kernels& kernels, size_t n) {
   Hash hash;
-  const Floats a = finite_floats(n, 1);
-  for (int bits : {8, 4, 2}) {
-    int slot = bits_slot(bits);
-    float inverse = code_range(bits) * 65536.0f / 512.0f;
-    const Noise noise{0x0123456789abcdefu, 41};
-    for (const Noise* chosen : {static_cast<const Noise*>(nullptr), &noise}) {
-      for (uint64_t first : {uint64_t{0}, uint64_t{64}, uint64_t{192}, uint64_t{0xffffff00u}}) {
-        Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
-        kernels.quantize[slot](a.data(), n, inverse, chosen, first, codes.data());
-        Floats decoded(n);
-        kernels.dequantize[slot](codes.data(), 0.013f, decoded.data(), n);
-        hash.add(codes);
-        hash.add(decoded);
+  Floats a = finite_floats(n, 1);
+  const Noise noise{0x0123456789abcdefu, 41};
+  for (bool finite : {true, false}) {
+    if (!finite && n > 0) a[n / 2] = float_of(kInfinity);  // its block becomes zeros
+    for (int bits : {8, 4, 2}) {
+      int slot = bits_slot(bits);
+      for (size_t block_size : {size_t{64}, size_t{192}, size_t{1024}}) {
+        for (const Noise* chosen : {static_cast<const Noise*>(nullptr), &noise}) {
+          for (uint64_t first : {uint64_t{0}, uint64_t{64}, uint64_t{0xffffff40u}}) {
+            Bytes scales((n + block_size - 1) / block_size * sizeof(float));
+            Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
+            hash.add(kernels.quantize[slot](a.data(), n, block_size, chosen, first, scales.data(), codes.data()));
+            hash.add(scales);
+            hash.add(codes);
+            if (chosen != nullptr || first != 0) continue;
+            Floats decoded(n);
+            kernels.dequantize[slot](codes.data(), scales.data(), block_size, decoded.data(), n);
+            hash.add(decoded);
+          }
+        }
       }
     }
   }
@@ -231,9 +243,10 @@ uint64_t quantize_family(const Kernels& kernels, size_t n) {
 uint64_t sign_family(const Kernels& kernels, size_t n) {
   Hash hash;
   const Floats a = finite_floats(n, 1);
-  hash.add(bits_of(kernels.sum_magnitude(a.data(), n)));
   Bytes bits((n + 7) / 8);
-  kernels.pack_signs(a.data(), n, bits.data());
+  SignSummary summary = kernels.pack_signs(a.data(), n, bits.data());
+  hash.add(bits_of(summary.sum));
+  hash.add(summary.max_key);
   hash.add(bits);
   Floats decoded(n);
   kernels.unpack_signs(bits.data(), 0.3f, decoded.data(), n);
