@@ -9,16 +9,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 AARCH64 ?= aarch64-linux-gnu
 AARCH64_CXX ?= $(AARCH64)-g++-12
 QEMU ?= qemu-aarch64 -L /usr/$(AARCH64)
+QEMU_OLD ?= qemu-x86_64 -cpu Nehalem  # no AVX: scalar kernels, and no instruction that they lack
 
 CPP_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
 SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench lint format wheel test-neon clean FORCE
+.PHONY: help test demo bench lint format wheel test-neon test-sanitize clean FORCE
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(VENV)/package.stamp  ## build with warnings as errors, install, run the whole test suite
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -45,9 +46,13 @@ format: $(VENV)/tools.stamp  ## format Python and C++
 wheel: $(VENV)/tools.stamp  ## build dist/*.tar.gz and a manylinux wheel, and try it without a compiler
 	tools/build_wheel.sh $(BIN)
 
-test-neon: $(VENV)/tools.stamp  ## the kernels of this machine, and NEON under qemu, against the golden hashes
+test-neon: $(VENV)/tools.stamp  ## the kernels of this machine, and of others under qemu, against the golden hashes
 	tools/test_native.sh $(BIN)/cmake build/native
+	tools/test_native.sh $(BIN)/cmake build/native '' nm "$(QEMU_OLD)"
 	tools/test_native.sh $(BIN)/cmake build/aarch64 $(AARCH64_CXX) $(AARCH64)-nm "$(QEMU)"
+
+test-sanitize: $(VENV)/tools.stamp  ## the same under the address and undefined-behaviour sanitizers
+	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' tools/test_native.sh $(BIN)/cmake build/sanitize
 
 clean:  ## remove what was built; the virtual environment stays
 	rm -rf build dist $(VENV)/package.stamp

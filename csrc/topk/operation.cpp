@@ -15,9 +15,9 @@
 namespace tersegrad::topk {
 namespace {
 
-// Below this many entries all of them are candidates; above, this many samples at most, in runs of neighbours that share a
+// Below this many entries all of them are the sample; above, this many at most, in runs of neighbours that share a
 // cache line.
-constexpr size_t kSampleFrom = 8 * 1024;
+constexpr size_t kSampleFrom = 1024;
 constexpr size_t kSamples = 32 * 1024;
 constexpr size_t kRun = 16;
 
@@ -89,7 +89,7 @@ Rank rank_of(const float* value, size_t n, size_t k) {
 class Suggestion {
  public:
   Suggestion(const Entries& x, float* const& residual, size_t k, uint32_t last_key)
-      : x_(x), residual_(residual), density_(double(k) / double(x.count)), last_key_(last_key) {}
+      : x_(x), residual_(residual), k_(k), density_(double(k) / double(x.count)), last_key_(last_key) {}
 
   struct Threshold {
     uint32_t key;
@@ -102,7 +102,10 @@ class Suggestion {
       last_key_ = 0;
       return {key, 1.3 * density_};
     }
-    if (sample_.empty() && x_.count >= kSampleFrom) take_sample();
+    if (sample_.empty()) take_sample();
+    if (sample_.size() == x_.count) {  // nothing is left to luck
+      return {std::min(rank_of(sample_.data(), x_.count, k_).key, kInfinity), density_};
+    }
     double size = double(sample_.size()), mean = density_ * size;
     rank_ = rank_ == 0 ? mean + 5 * std::sqrt(mean * (1 - density_)) + 8 : 4 * rank_;
     if (rank_ >= size) return {0, 1.0};  // reached by all
@@ -115,22 +118,29 @@ class Suggestion {
   static constexpr uint32_t kDrift = 1u << 19;
 
   void take_sample() {
-    size_t runs = std::min(kSamples, x_.count / 32) / kRun;
+    if (x_.count < kSampleFrom) return sample_run(0, x_.count);
+    size_t samples = std::clamp(x_.count / 32, std::min(x_.count / 8, kSampleFrom), kSamples);
+    size_t runs = samples / kRun;
     size_t stride = x_.count / runs;
-    sample_.resize(runs * kRun);
+    sample_.reserve(runs * kRun);
     uint32_t shuffle = 1;
     for (size_t run = 0; run < runs; ++run) {
       // Uneven distances, so that a regular pattern in x cannot hide between the samples.
       shuffle = shuffle * 1664525u + 1013904223u;
-      size_t at = run * stride + (stride - kRun) * (shuffle >> 16) / 65536;
-      float* sampled = sample_.data() + run * kRun;
-      active().widen[dtype_slot(x_.dtype)](x_.at(at), sampled, kRun);
-      if (residual_ != nullptr) active().add_scaled(sampled, residual_ + at, 1.0f, kRun);
+      sample_run(run * stride + (stride - kRun) * (shuffle >> 16) / 65536, kRun);
     }
+  }
+
+  void sample_run(size_t at, size_t n) {
+    sample_.resize(sample_.size() + n);
+    float* sampled = sample_.data() + sample_.size() - n;
+    active().widen[dtype_slot(x_.dtype)](x_.at(at), sampled, n);
+    if (residual_ != nullptr) active().add_scaled(sampled, residual_ + at, 1.0f, n);
   }
 
   const Entries& x_;  // these two change once the residual holds the sums
   float* const& residual_;
+  size_t k_;
   double density_;
   uint32_t last_key_;
   std::vector<float> sample_;
