@@ -38,6 +38,7 @@ struct Kernels {
   void (*multiply)(float* values, float scale, size_t n);
   void (*add_scaled)(float* out, const float* values, float scale, size_t n);  // out += scale * values
   void (*stream)(const float* values, float* out, size_t n);                   // out = values, past the caches
+  void (*end_stream)();                                                        // before others may read it
   void (*subtract)(float* residual, const float* decoded, size_t n);          // residual -= decoded
 
   // topk: appends index (base + i) and value of every entry with key >= threshold, in order, and returns how many. Room for
@@ -53,9 +54,9 @@ struct Kernels {
   size_t (*compact)(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties);
 
   // quantize: whole blocks, the last may be shorter. `first` is the tensor index of a[0], a multiple of 64. Returns the largest key; a
-  // block that is not finite becomes zeros.
+  // block that is not finite becomes zeros. With `lost` (which may be a itself), it receives a minus what the codes decode to.
   uint32_t (*quantize[kCodeWidths])(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first,
-                                    uint8_t* scales, uint8_t* codes);
+                                    uint8_t* scales, uint8_t* codes, float* lost);
   void (*dequantize[kCodeWidths])(const uint8_t* codes, const uint8_t* scales, size_t block_size, float* out, size_t n);
 
   // sign: one block.

@@ -53,6 +53,7 @@ void for_each_chunk(size_t n, size_t unit, Body&& body) {
   parallel_for((n + chunk - 1) / chunk, [&](size_t task) {
     size_t begin = task * chunk;
     body(begin, std::min(n, begin + chunk));
+    active().end_stream();
   });
 }
 

@@ -135,6 +135,9 @@ void stream(const float* values, float* out, size_t n) {
   for (; i + kLanes <= n; i += kLanes) stream_store(out + i, load(values + i));
 #endif
   for (; i < n; ++i) out[i] = values[i];
+}
+
+void end_stream() {
 #if TERSEGRAD_SIMD
   stream_end();
 #endif

@@ -31,9 +31,11 @@ inline void philox_lanes(const Noise& noise, uint32_t first_counter, U words[4])
 }
 
 template <int width>
-inline void quantize_lanes(const float* a, F inverse, U noise, uint8_t* codes) {
-  U fixed = nearest_int(load(a) * inverse);
-  store_codes<width>(codes, narrow_bytes(shift_right_signed<16>(fixed + noise)));
+inline void quantize_lanes(const float* a, F inverse, F scale, U noise, uint8_t* codes, float* lost) {
+  F v = load(a);
+  U code = shift_right_signed<16>(nearest_int(v * inverse) + noise);
+  store_codes<width>(codes, narrow_bytes(code));
+  if (lost != nullptr) store(lost, v - saturate(to_float(code) * scale));
 }
 #endif
 
@@ -57,15 +59,19 @@ inline uint32_t block_max_key(const float* a, size_t n) {
   return key;
 }
 
-template <int width>
-inline void quantize_block(const float* a, size_t n, float inverse, const Noise* noise, uint64_t first, uint8_t* codes) {
+template <int width, bool keeping>
+inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noise* noise, uint64_t first, uint8_t* codes,
+                           float* lost) {
+  const float inverse = quantize_inverse(max_key, width), scale = quantize_scale(max_key, width);
   size_t i = 0;
 #if TERSEGRAD_SIMD
   constexpr size_t kLaneBytes = kLanes * width / 8;
+  auto lanes = [&](size_t at, U bits) {
+    quantize_lanes<width>(a + at, splat(inverse), splat(scale), bits, codes + at / kLanes * kLaneBytes,
+                          keeping ? lost + at : nullptr);
+  };
   if (noise == nullptr) {
-    for (; i + kLanes <= n; i += kLanes) {
-      quantize_lanes<width>(a + i, splat(inverse), splat(kRoundToNearest), codes + i / kLanes * kLaneBytes);
-    }
+    for (; i + kLanes <= n; i += kLanes) lanes(i, splat(kRoundToNearest));
   } else {
     // The words of one call serve 128 entries, in two runs of four vectors; a block may begin at the second.
     U words[4];
@@ -74,8 +80,7 @@ inline void quantize_block(const float* a, size_t n, float inverse, const Noise*
     for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
       if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
       for (size_t j = 0; j < 4; ++j) {
-        U half = second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu);
-        quantize_lanes<width>(a + i + j * kLanes, splat(inverse), half, codes + (i / kLanes + j) * kLaneBytes);
+        lanes(i + j * kLanes, second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu));
       }
       second = !second;
     }
@@ -84,13 +89,15 @@ inline void quantize_block(const float* a, size_t n, float inverse, const Noise*
   if (i < n) memset(codes + i * width / 8, 0, ((n - i) * width + 7) / 8);
   for (; i < n; ++i) {
     uint32_t bits = noise ? rounding_noise(noise->seed, noise->step, first + i) : kRoundToNearest;
-    set_code(codes, width, i, quantize_entry(a[i], inverse, bits));
+    int32_t code = quantize_entry(a[i], inverse, bits);
+    set_code(codes, width, i, code);
+    if (keeping) lost[i] = a[i] - dequantize_entry(code, scale);
   }
 }
 
 template <int width>
 uint32_t quantize(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first, uint8_t* scales,
-                  uint8_t* codes) {
+                  uint8_t* codes, float* lost) {
   uint32_t largest = 0;
   for (size_t i = 0; i < n; i += block_size) {
     size_t length = n - i < block_size ? n - i : block_size;
@@ -98,7 +105,12 @@ uint32_t quantize(const float* a, size_t n, size_t block_size, const Noise* nois
     largest = key > largest ? key : largest;
     if (!is_finite_key(key)) key = 0;
     put_scale(scales, i / block_size, quantize_scale(key, width));
-    quantize_block<width>(a + i, length, quantize_inverse(key, width), noise, first + i, codes + i * width / 8);
+    uint8_t* block = codes + i * width / 8;
+    if (lost != nullptr) {
+      quantize_block<width, true>(a + i, length, key, noise, first + i, block, lost + i);
+    } else {
+      quantize_block<width, false>(a + i, length, key, noise, first + i, block, nullptr);
+    }
   }
   return largest;
 }

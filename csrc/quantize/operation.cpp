@@ -16,10 +16,12 @@ bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout
     for_each_blocks(chunk_begin, chunk_end, layout.block_size, [&](size_t i, size_t n) {
       uint8_t* scales = body + layout.scale_bytes(i);
       const float* a = float_entries(x, residual, i, n, scratch);
-      key = std::max(key, kernels.quantize[width](a, n, layout.block_size, noise, i, scales, codes + layout.code_bytes(i)));
-      if (residual == nullptr) return;
+      float* lost = residual != nullptr && dtype == DType::float32 ? residual + i : nullptr;
+      key = std::max(key, kernels.quantize[width](a, n, layout.block_size, noise, i, scales,
+                                                  codes + layout.code_bytes(i), lost));
+      if (residual == nullptr || lost != nullptr) return;
       kernels.dequantize[width](codes + layout.code_bytes(i), scales, layout.block_size, scratch, n);
-      if (dtype != DType::float32) kernels.round[dtype_slot(dtype)](scratch, n);
+      kernels.round[dtype_slot(dtype)](scratch, n);
       kernels.subtract(residual + i, scratch, n);
     });
     largest.add(key);

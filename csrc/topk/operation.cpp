@@ -75,8 +75,11 @@ Rank rank_of(const float* value, size_t n, size_t k) {
   uint32_t high = kMagnitude, low = 0;
   if (mean > margin) high = rank_by_bisection(key.get(), kSelectionSample, size_t(mean - margin) + 1).key;
   if (mean + margin < kSelectionSample) low = rank_by_bisection(key.get(), kSelectionSample, size_t(mean + margin) + 1).key;
+  bool tied = low >= high;  // so many equal keys that both brackets are one of them
+  if (tied) high = low + 1;
   size_t above, inside = active().band(value, n, low, high, key.get(), &above);
-  if (above >= k || above + inside < k) {  // bad luck, or many equal keys
+  if (tied && above < k && above + inside >= k) return {low, above};
+  if (above >= k || above + inside < k) {  // bad luck
     return rank_by_digits([value](size_t i) { return key_of(value[i]); }, n, k);
   }
   Rank rank = inside <= kInCache

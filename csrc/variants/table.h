@@ -27,6 +27,7 @@
       multiply,                                                                     \
       add_scaled,                                                                   \
       stream,                                                                       \
+      end_stream,                                                                   \
       subtract,                                                                     \
       TG_PER_DTYPE(collect),                                                        \
       TG_PER_DTYPE(accumulate_collect),                                             \

@@ -125,18 +125,23 @@ def view(x: object, what: str = "input") -> View:
 Located = tuple[int, int, str, tuple[int, ...], Kind, object]
 
 
-def locate(x: Any, *, writable: bool = False) -> Located:
-    """Where a tensor or array lies; contiguous, so a copy if it is not, or `InputError` if it is to be written."""
+def locate(x: Any) -> Located:
+    """Where a tensor or array lies; a copy of it, if it is not contiguous."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(x, torch.Tensor) and x.is_cpu and x.is_contiguous():
         dtype = _torch_dtypes().get(x.dtype)
         shape = tuple(x.shape)
-        plain = not x.is_neg() and not (writable and x.requires_grad)
-        if dtype is not None and plain and len(shape) <= MAX_RANK:
+        if dtype is not None and not x.is_neg() and len(shape) <= MAX_RANK:
             return x.data_ptr(), x.numel(), dtype, shape, "torch", x
-    got = writable_view(x, "residual") if writable else view(x)
-    address = got.array.__array_interface__["data"][0]
-    return address, got.array.size, got.dtype, got.shape, got.kind, got.array
+    got = view(x)
+    return address_of(got.array), got.array.size, got.dtype, got.shape, got.kind, got.array
+
+
+def address_of(x: Any) -> int:
+    """Where a contiguous CPU tensor or array that was checked before lies."""
+    data_ptr = getattr(x, "data_ptr", None)
+    address: int = x.__array_interface__["data"][0] if data_ptr is None else data_ptr()
+    return address
 
 
 @cache

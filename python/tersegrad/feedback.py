@@ -76,13 +76,15 @@ class ErrorFeedback:
         ``"skip"`` leaves the residuals of the tensors in ``message.skipped`` untouched; with ``"error"`` no residual changes if one
         tensor is not finite.
         """
+        calls, residuals = [], []
         for key, tensor in tensors.items():
-            residual = self._residuals.get(key)
-            if residual is None or residual.shape != tensor.shape or type(residual) is not type(tensor):
+            residual, call = self._residuals.get(key), self._calls.get(key)
+            if call is None or residual is None or residual.shape != tensor.shape or type(residual) is not type(tensor):
                 self._residual_for(key, view(tensor))
-        calls = [self._calls.setdefault(key, Call()) for key in tensors]
+                residual, call = self._residuals[key], self._calls.setdefault(key, Call())
+            calls.append(call)
+            residuals.append(residual)
         step = max((call.step for call in calls), default=0)
-        residuals = [self._residuals[key] for key in tensors]
         codecs = [self.codec] * len(calls)
         message = pack(list(tensors.values()), codecs, residuals, self.nonfinite, step, calls)
         for call in calls:

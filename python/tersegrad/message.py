@@ -19,6 +19,7 @@ from .buffers import (
     Bytes,
     Kind,
     View,
+    address_of,
     bytes_view,
     has_numpy_bfloat16,
     is_tensor,
@@ -245,6 +246,9 @@ def compress_many(
     kept = [None] * len(tensors) if residuals is None else list(residuals)
     if not len(codecs) == len(kept) == len(tensors):
         raise InputError(f"{len(tensors)} tensors, {len(codecs)} codecs and {len(kept)} residuals do not pair up")
+    for x, r in zip(tensors, kept, strict=True):
+        if r is not None:
+            residual_view(r, view(x))
     calls = [Call() for _ in tensors]
     return pack(tensors, codecs, kept, check_nonfinite(nonfinite), check_step(step), calls)
 
@@ -257,17 +261,13 @@ def pack(
     step: int,
     calls: Sequence[Call],
 ) -> Message:
-    """`compress_many`, with head starts from the last call on the same tensors."""
+    """`compress_many` on residuals that were checked, with head starts from the last call on the same tensors."""
     distinct = {id(codec): codec for codec in codecs}  # by identity: hashing a dataclass takes a microsecond
     numbers = {key: number for number, key in enumerate(distinct)}
     rows, dtypes, shapes, kinds, owners = [], [], [], set(), []
     for tensor, codec, residual, call in zip(tensors, codecs, residuals, calls, strict=True):
         address, count, dtype, shape, kind, owner = locate(tensor)
-        kept = 0
-        if residual is not None:
-            kept, _, kept_dtype, kept_shape, kept_kind, _ = locate(residual, writable=True)
-            if kept_dtype != "float32" or kept_shape != shape or kept_kind != kind:
-                residual_view(residual, view(tensor))  # says what is wrong
+        kept = 0 if residual is None else address_of(residual)
         rows.append((numbers[id(codec)], address, count, DTYPE_CODES[dtype], kept, call.last_key))
         dtypes.append(dtype)
         shapes.append(shape)
