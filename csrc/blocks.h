@@ -12,7 +12,8 @@ inline bool scales_are_valid(const uint8_t* scales, size_t blocks) {
   return valid;
 }
 
-// Blocks are taken a few at a time, or one by one where they are long; entries of 2 bytes are widened into scratch of this size.
+// Blocks are taken a few at a time, or one by one where they are long; entries of 2 bytes are widened into scratch of
+// this size.
 constexpr size_t kLargestBlock = 64 * 1024;
 inline size_t blocks_at_once(size_t block_size) { return std::max(block_size, kPiece / block_size * block_size); }
 
@@ -23,7 +24,8 @@ void for_each_blocks(size_t begin, size_t end, size_t block_size, Body&& body) {
   for (size_t i = begin; i < end; i += step) body(i, std::min(step, end - i));
 }
 
-// The entries of [i, i + n) as float32: x + residual, which the residual then holds, or x itself, widened into scratch if need be.
+// The entries of [i, i + n) as float32: x + residual, which the residual then holds, or x itself, widened into scratch
+// if need be.
 inline const float* float_entries(const Entries& x, float* residual, size_t i, size_t n, float* scratch) {
   const Kernels& kernels = active();
   if (residual != nullptr) {

@@ -14,9 +14,8 @@ std::unique_ptr<T[]> scratch(size_t n) {
 }
 
 void set_zero(const Output& out) {
-  for_each_chunk(out.count, 1, [&](size_t begin, size_t end) {
-    memset(out.at(begin), 0, (end - begin) * item_bytes(out.dtype));
-  });
+  for_each_chunk(out.count, 1,
+                 [&](size_t begin, size_t end) { memset(out.at(begin), 0, (end - begin) * item_bytes(out.dtype)); });
 }
 
 Outcome finite_or_not(bool finite) { return finite ? Outcome::ok : Outcome::not_finite; }

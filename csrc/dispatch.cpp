@@ -16,8 +16,8 @@ extern const Kernels neon_kernels;
 namespace {
 
 #if defined(__x86_64__)
-// Asked of the processor itself: compilers' own feature tests disagree with each other. The operating system must save the
-// wide registers too (XCR0), or using them kills the process.
+// Asked of the processor itself: compilers' own feature tests disagree with each other. The operating system must save
+// the wide registers too (XCR0), or using them kills the process.
 struct Cpu {
   bool avx2 = false, avx512 = false;
 

@@ -39,22 +39,24 @@ struct Kernels {
   void (*add_scaled)(float* out, const float* values, float scale, size_t n);  // out += scale * values
   void (*stream)(const float* values, float* out, size_t n);                   // out = values, past the caches
   void (*end_stream)();                                                        // before others may read it
-  void (*subtract)(float* residual, const float* decoded, size_t n);          // residual -= decoded
+  void (*subtract)(float* residual, const float* decoded, size_t n);           // residual -= decoded
 
-  // topk: appends index (base + i) and value of every entry with key >= threshold, in order, and returns how many. Room for
-  // n + kCollectSlack entries. threshold <= kInfinity. The second form first stores residual += x and collects the sums.
-  size_t (*collect[kDTypes])(const void* x, size_t n, uint32_t base, uint32_t threshold, uint32_t* index,
-                             float* value);
-  size_t (*accumulate_collect[kDTypes])(const void* x, float* residual, size_t n, uint32_t base,
-                                        uint32_t threshold, uint32_t* index, float* value);
-  // Stores the keys in [low, high) and returns how many; room for n + kCollectSlack. *above: how many are at least high.
+  // topk: appends index (base + i) and value of every entry with key >= threshold, in order, and returns how many. Room
+  // for n + kCollectSlack entries. threshold <= kInfinity. The second form first stores residual += x and collects the
+  // sums.
+  size_t (*collect[kDTypes])(const void* x, size_t n, uint32_t base, uint32_t threshold, uint32_t* index, float* value);
+  size_t (*accumulate_collect[kDTypes])(const void* x, float* residual, size_t n, uint32_t base, uint32_t threshold,
+                                        uint32_t* index, float* value);
+  // Stores the keys in [low, high) and returns how many; room for n + kCollectSlack. *above: how many are at least
+  // high.
   size_t (*band)(const float* value, size_t n, uint32_t low, uint32_t high, uint32_t* key, size_t* above);
   size_t (*count_at_least)(const uint32_t* key, size_t n, uint32_t limit);  // keys and limit below 2^31
   // Keeps, in place and in order, the entries with a key above kth and the first `ties` of those with that key.
   size_t (*compact)(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties);
 
-  // quantize: whole blocks, the last may be shorter. `first` is the tensor index of a[0], a multiple of 64. Returns the largest key; a
-  // block that is not finite becomes zeros. With `lost` (which may be a itself), it receives a minus what the codes decode to.
+  // quantize: whole blocks, the last may be shorter. `first` is the tensor index of a[0], a multiple of 64. Returns the
+  // largest key; a block that is not finite becomes zeros. With `lost` (which may be a itself), it receives a minus
+  // what the codes decode to.
   uint32_t (*quantize[kCodeWidths])(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first,
                                     uint8_t* scales, uint8_t* codes, float* lost);
   void (*dequantize[kCodeWidths])(const uint8_t* codes, const uint8_t* scales, size_t block_size, float* out, size_t n);

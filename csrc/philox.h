@@ -1,5 +1,5 @@
-// Philox4x32-7 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC'11). A counter goes in, four
-// words come out: any entry's random bits follow from its index, on any thread and any device.
+// Philox4x32-7 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC'11). A counter goes in,
+// four words come out: any entry's random bits follow from its index, on any thread and any device.
 #pragma once
 
 #include "bits.h"

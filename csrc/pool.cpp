@@ -106,8 +106,8 @@ class Pool {
   int workers_ = 0, seats_ = 0, busy_ = 0;
 };
 
-// Never destroyed: its detached workers may outlive main. A forked child has none of them, so it gets a new pool; the old one,
-// whose locks may be held for ever, is left behind.
+// Never destroyed: its detached workers may outlive main. A forked child has none of them, so it gets a new pool; the
+// old one, whose locks may be held for ever, is left behind.
 std::atomic<Pool*> pool{nullptr};
 
 Pool& shared_pool() {

@@ -1,5 +1,5 @@
-// A vector of sixteen 32-bit lanes on every instruction set: one AVX-512 register, two of AVX2, four of NEON. The kernels are
-// written once on these names. The scalar variant has no vectors: there the spec functions do every entry.
+// A vector of sixteen 32-bit lanes on every instruction set: one AVX-512 register, two of AVX2, four of NEON. The
+// kernels are written once on these names. The scalar variant has no vectors: there the spec functions do every entry.
 //
 //   F sixteen floats   U sixteen 32-bit integers (two's complement where signed)   B sixteen bytes
 //   load store splat    bits floats    operators + - * & | ^    shift_left<c> shift_right<c> shift_right_signed<c>

@@ -30,8 +30,8 @@ struct Output {
   float scale;
 
   void* at(size_t i) const { return static_cast<char*>(data) + i * item_bytes(dtype); }
-  // Whether decoded values can be written where they belong. Large outputs are better streamed there from a piece in cache: their
-  // lines need not be read first, and would be evicted before their next use.
+  // Whether decoded values can be written where they belong. Large outputs are better streamed there from a piece in
+  // cache: their lines need not be read first, and would be evicted before their next use.
   bool is_direct() const { return dtype == DType::float32 && !accumulate && scale == 1.0f && count < kStreamFrom; }
 
   // Takes `n` decoded values for entries from `i` on; may change them.

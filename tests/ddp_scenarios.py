@@ -66,7 +66,7 @@ def work(rank: int, folder: str, names: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class Halve(tg.Codec, id=201):
+class Halve(tg.Codec, id=211):
     """A codec that the package does not know: every entry as int8, in steps of `unit`."""
 
     unit: float = 0.01
@@ -82,7 +82,7 @@ class Halve(tg.Codec, id=201):
 
 
 @dataclass(frozen=True)
-class Faulty(Halve, id=202):
+class Faulty(Halve, id=212):
     """Fails on rank 1."""
 
     def _encode(self, values: np.ndarray, body: np.ndarray, dtype: str, step: int) -> None:

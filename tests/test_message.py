@@ -21,7 +21,9 @@ SHAPES = [(64,), (8, 3, 5, 5), (1000,), (33, 5), (), (0, 4), (70, 61), (1,)]
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[torch.Tensor]:
-    flat = torch.from_numpy(gradient(sum(int(np.prod(s)) for s in SHAPES), seed=seed).astype(np.float32))
+    flat = torch.from_numpy(
+        gradient(sum(int(np.prod(s)) for s in SHAPES), seed=seed).astype(np.float32)
+    )
     parts = flat.split([int(np.prod(s)) for s in SHAPES])
     return [part.reshape(shape).to(dtype) for part, shape in zip(parts, SHAPES, strict=True)]
 
@@ -40,7 +42,9 @@ def test_a_message_holds_what_payloads_hold(codec: tg.Codec, dtype: torch.dtype)
     assert len(raw) == message.nbytes
     assert message.ratio == sum(x.nbytes for x in xs) / len(raw)
     for restored in (tg.decompress_many(message), tg.decompress_many(raw, kind="torch")):
-        for x, y, r, r_alone, before in zip(xs, restored, kept, alone, tensors(seed=1), strict=True):
+        for x, y, r, r_alone, before in zip(
+            xs, restored, kept, alone, tensors(seed=1), strict=True
+        ):
             r_alone.copy_(before)
             payload = tg.compress(x, codec, residual=r_alone, step=7)
             assert y.dtype == dtype

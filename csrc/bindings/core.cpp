@@ -1,5 +1,6 @@
-// tersegrad._core: NumPy arrays in, operations called. Every function checks that the arrays are what the operation takes, so
-// that a mistake in Python cannot become a wild write; the messages speak to the package's own developers. Computes nothing.
+// tersegrad._core: NumPy arrays in, operations called. Every function checks that the arrays are what the operation
+// takes, so that a mistake in Python cannot become a wild write; the messages speak to the package's own developers.
+// Computes nothing.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -74,12 +75,14 @@ float* residual_or_null(std::optional<py::array>& residual, size_t n) {
 }
 
 uint8_t* bytes(py::array& array, size_t n) {
-  require(array.dtype().kind() == 'u' && array.itemsize() == 1 && size_of(array) == n, "body must be uint8 of the computed size");
+  require(array.dtype().kind() == 'u' && array.itemsize() == 1 && size_of(array) == n,
+          "body must be uint8 of the computed size");
   return static_cast<uint8_t*>(write(array));
 }
 
 const uint8_t* bytes_in(const py::array& array, size_t n) {
-  require(array.dtype().kind() == 'u' && array.itemsize() == 1 && size_of(array) == n, "body must be uint8 of the computed size");
+  require(array.dtype().kind() == 'u' && array.itemsize() == 1 && size_of(array) == n,
+          "body must be uint8 of the computed size");
   return static_cast<const uint8_t*>(read(array));
 }
 
@@ -157,13 +160,17 @@ ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block
   ValueCodec codec;
   codec.wire = dtype_from_code(wire);
   require(bits == 8 || bits == 4 || bits == 2, "bits must be 8, 4 or 2");
-  require(block_size > 0 && block_size % 64 == 0 && block_size <= 65536, "block_size must be a multiple of 64 up to 65536");
+  require(block_size > 0 && block_size % 64 == 0 && block_size <= 65536,
+          "block_size must be a multiple of 64 up to 65536");
   codec.quantized = {bits, block_size};
   codec.signs = {block_size};
   codec.stochastic = seed.has_value();
   codec.seed = seed.value_or(0);
   using Kind = ValueCodec::Kind;
-  codec.kind = kind == "cast" ? Kind::cast : kind == "quantize" ? Kind::quantize : kind == "sign" ? Kind::sign : Kind::identity;
+  codec.kind = kind == "cast"       ? Kind::cast
+               : kind == "quantize" ? Kind::quantize
+               : kind == "sign"     ? Kind::sign
+                                    : Kind::identity;
   return codec;
 }
 
@@ -195,10 +202,11 @@ py::tuple encode(const Codec& codec, const py::array& x, std::optional<py::array
   return py::make_tuple(outcome == Outcome::ok, last_key);
 }
 
-// Tensors by address, as buffers.py reads them: (codec number, address, count, dtype, residual address or 0, last key). Returns one
-// body for all, the bytes of each, which were finite, and their keys. Unless `checked`, the tensors are examined before any residual
-// changes, and with `all_or_none` nothing is done if one of them is not finite.
-py::tuple encode_many(const std::vector<Codec>& codecs, const py::list& tensors, uint32_t step, bool checked, bool all_or_none) {
+// Tensors by address, as buffers.py reads them: (codec number, address, count, dtype, residual address or 0, last key).
+// Returns one body for all, the bytes of each, which were finite, and their keys. Unless `checked`, the tensors are
+// examined before any residual changes, and with `all_or_none` nothing is done if one of them is not finite.
+py::tuple encode_many(const std::vector<Codec>& codecs, const py::list& tensors, uint32_t step, bool checked,
+                      bool all_or_none) {
   struct Work {
     const Codec* codec;
     Entries x;
@@ -258,8 +266,8 @@ void check_body(const Codec& codec, const py::array& body, int dtype, size_t n) 
   raise_if(fault);
 }
 
-void decode(const Codec& codec, const py::array& body, int dtype, uint32_t step, py::array out, bool accumulate, float scale,
-            bool blank) {
+void decode(const Codec& codec, const py::array& body, int dtype, uint32_t step, py::array out, bool accumulate,
+            float scale, bool blank) {
   Output target = output(out, accumulate, scale);
   DType payload = dtype_from_code(dtype);
   const uint8_t* in = bytes_in(body, codec.body_bytes(target.count, payload));
@@ -357,7 +365,8 @@ void emit(py::array values, py::array out, bool accumulate, float scale) {
 
 uint32_t crc32c(const py::buffer& data, uint32_t crc) {
   py::buffer_info info = data.request();
-  require(info.itemsize == 1 && info.ndim <= 1 && (info.size <= 1 || info.strides[0] == 1), "data must be contiguous bytes");
+  require(info.itemsize == 1 && info.ndim <= 1 && (info.size <= 1 || info.strides[0] == 1),
+          "data must be contiguous bytes");
   auto size = static_cast<size_t>(info.size);
   Call call(size);
   return active().crc32c(crc, info.ptr, size);
@@ -379,10 +388,14 @@ PYBIND11_MODULE(_core, m) {
   py::class_<ValueCodec>(m, "ValueCodec")
       .def(py::init(&value_codec), "kind"_a, "wire"_a = 1, "bits"_a = 8, "block_size"_a = 256, "seed"_a = std::nullopt);
   py::class_<Codec>(m, "Codec")
-      .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0, "mask_seed"_a = 0)
+      .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0,
+           "mask_seed"_a = 0)
       .def("survivors", &Codec::survivors, "n"_a)
-      .def("form", [](const Codec& c, size_t n) { return static_cast<int>(c.index_form(n)); }, "n"_a)
-      .def("body_bytes", [](const Codec& c, size_t n, int dtype) { return c.body_bytes(n, dtype_from_code(dtype)); }, "n"_a, "dtype"_a)
+      .def(
+          "form", [](const Codec& c, size_t n) { return static_cast<int>(c.index_form(n)); }, "n"_a)
+      .def(
+          "body_bytes", [](const Codec& c, size_t n, int dtype) { return c.body_bytes(n, dtype_from_code(dtype)); },
+          "n"_a, "dtype"_a)
       .def("encode", &encode, "x"_a, "residual"_a, "dtype"_a, "step"_a, "last_key"_a, "body"_a)
       .def("check", &check_body, "body"_a, "dtype"_a, "n"_a)
       .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a);
@@ -390,8 +403,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("encode_index", encode_index, "form"_a, "index"_a, "n"_a, "stream"_a);
   m.def("decode_index", decode_index, "form"_a, "stream"_a, "n"_a, "k"_a);
   m.def("draw_index", draw_index, "n"_a, "k"_a, "seed"_a, "step"_a);
-  m.def("index_bytes", [](int form, uint64_t n, uint64_t k) { return index_stream_bytes(index_form(form), n, k); }, "form"_a, "n"_a, "k"_a);
-  m.def("smallest_index_form", [](uint64_t n, uint64_t k) { return static_cast<int>(smallest_index_form(n, k)); }, "n"_a, "k"_a);
+  m.def(
+      "index_bytes", [](int form, uint64_t n, uint64_t k) { return index_stream_bytes(index_form(form), n, k); },
+      "form"_a, "n"_a, "k"_a);
+  m.def(
+      "smallest_index_form", [](uint64_t n, uint64_t k) { return static_cast<int>(smallest_index_form(n, k)); }, "n"_a,
+      "k"_a);
   m.def("settle", settle, "residual"_a, "index"_a, "value"_a, "decoded"_a);
   m.def("all_finite", all_finite, "x"_a);
   m.def("accumulate", accumulate, "x"_a, "residual"_a);

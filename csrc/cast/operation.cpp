@@ -47,9 +47,8 @@ bool accumulate(const Entries& x, float* residual) {
 }
 
 void subtract(float* residual, const float* decoded, size_t n) {
-  for_each_chunk(n, 1, [&](size_t begin, size_t end) {
-    active().subtract(residual + begin, decoded + begin, end - begin);
-  });
+  for_each_chunk(n, 1,
+                 [&](size_t begin, size_t end) { active().subtract(residual + begin, decoded + begin, end - begin); });
 }
 
 void widen(const Entries& x, float* out) {
@@ -60,14 +59,12 @@ void widen(const Entries& x, float* out) {
 }
 
 void round(DType dtype, float* values, size_t n) {
-  for_each_chunk(n, 1, [&](size_t begin, size_t end) {
-    active().round[dtype_slot(dtype)](values + begin, end - begin);
-  });
+  for_each_chunk(n, 1,
+                 [&](size_t begin, size_t end) { active().round[dtype_slot(dtype)](values + begin, end - begin); });
 }
 
 void emit(float* values, const Output& out) {
-  for_each_chunk(out.count, 1,
-                 [&](size_t begin, size_t end) { out.emit(begin, values + begin, end - begin); });
+  for_each_chunk(out.count, 1, [&](size_t begin, size_t end) { out.emit(begin, values + begin, end - begin); });
 }
 
 bool encode(const Entries& x, float* residual, DType dtype, DType wire, void* body) {

@@ -12,8 +12,8 @@ void widen(const Entries& x, float* out);
 void round(DType dtype, float* values, size_t n);
 void emit(float* values, const Output& out);  // changes values
 
-// Writes round(wire, a) to body. With a residual: a = x + residual, and residual becomes a minus what a payload of dtype
-// `dtype` decodes to. False when an entry is not finite.
+// Writes round(wire, a) to body. With a residual: a = x + residual, and residual becomes a minus what a payload of
+// dtype `dtype` decodes to. False when an entry is not finite.
 bool encode(const Entries& x, float* residual, DType dtype, DType wire, void* body);
 
 // What is wrong with a body of `n` values, if anything; decode takes bodies that passed.

@@ -7,8 +7,8 @@ namespace tersegrad {
 namespace {
 
 #if defined(__SSE4_2__)
-// The instruction takes three cycles and one can start each cycle, so three stretches run side by side and are joined by
-// multiplying with the power of x that the stretches behind them stand for.
+// The instruction takes three cycles and one can start each cycle, so three stretches run side by side and are joined
+// by multiplying with the power of x that the stretches behind them stand for.
 uint32_t crc32c(uint32_t crc, const void* data, size_t bytes) {
   constexpr size_t kStretch = 1024;
   constexpr uint32_t kOne = crc_zeros(kStretch), kTwo = crc_zeros(2 * kStretch);
@@ -41,9 +41,8 @@ uint32_t crc32c(uint32_t crc, const void* data, size_t bytes) {
     memcpy(&low, p, 4);
     memcpy(&high, p + 4, 4);
     low ^= crc;
-    crc = kCrcTable.entry[7][low & 0xff] ^ kCrcTable.entry[6][low >> 8 & 0xff] ^
-          kCrcTable.entry[5][low >> 16 & 0xff] ^ kCrcTable.entry[4][low >> 24] ^
-          kCrcTable.entry[3][high & 0xff] ^ kCrcTable.entry[2][high >> 8 & 0xff] ^
+    crc = kCrcTable.entry[7][low & 0xff] ^ kCrcTable.entry[6][low >> 8 & 0xff] ^ kCrcTable.entry[5][low >> 16 & 0xff] ^
+          kCrcTable.entry[4][low >> 24] ^ kCrcTable.entry[3][high & 0xff] ^ kCrcTable.entry[2][high >> 8 & 0xff] ^
           kCrcTable.entry[1][high >> 16 & 0xff] ^ kCrcTable.entry[0][high >> 24];
   }
   for (; bytes > 0; --bytes, ++p) crc = (crc >> 8) ^ kCrcTable.entry[0][(crc ^ *p) & 0xffu];

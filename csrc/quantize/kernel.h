@@ -8,8 +8,8 @@ namespace tersegrad {
 namespace {
 
 #if TERSEGRAD_SIMD
-// philox() of sixteen consecutive counters below 2^32. The lanes are kept apart as the even and the odd ones, where a 64-bit product has
-// room; what is above the low 32 bits of a lane is never looked at.
+// philox() of sixteen consecutive counters below 2^32. The lanes are kept apart as the even and the odd ones, where a
+// 64-bit product has room; what is above the low 32 bits of a lane is never looked at.
 inline void philox_lanes(const Noise& noise, uint32_t first_counter, U words[4]) {
   Halves c0 = split_lanes(lane_numbers() + splat(first_counter)), c1 = split_lanes(splat(0u));
   Halves c2 = split_lanes(splat(noise.step)), c3 = split_lanes(splat(static_cast<uint32_t>(kRoundingNoise)));
@@ -60,8 +60,8 @@ inline uint32_t block_max_key(const float* a, size_t n) {
 }
 
 template <int width, bool keeping>
-inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noise* noise, uint64_t first, uint8_t* codes,
-                           float* lost) {
+inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noise* noise, uint64_t first,
+                           uint8_t* codes, float* lost) {
   const float inverse = quantize_inverse(max_key, width), scale = quantize_scale(max_key, width);
   size_t i = 0;
 #if TERSEGRAD_SIMD

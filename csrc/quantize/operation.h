@@ -14,8 +14,8 @@ struct Layout {
   size_t code_bytes(size_t n) const { return (n * static_cast<size_t>(bits) + 7) / 8; }
 };
 
-// Writes scales and codes to body; noise null rounds to nearest. With a residual: a = x + residual, and residual becomes a minus
-// what a payload of dtype `dtype` decodes to. False when an entry is not finite.
+// Writes scales and codes to body; noise null rounds to nearest. With a residual: a = x + residual, and residual
+// becomes a minus what a payload of dtype `dtype` decodes to. False when an entry is not finite.
 bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout, const Noise* noise, uint8_t* body);
 
 // What is wrong with a body of `n` entries, if anything; decode takes bodies that passed.

@@ -1,5 +1,5 @@
-// Blockwise absmax quantization to two's complement codes of 8, 4 or 2 bits: docs/format.md, codec 3. One multiplication and
-// one conversion, then integers, so that no fused multiply-add can change a bit.
+// Blockwise absmax quantization to two's complement codes of 8, 4 or 2 bits: docs/format.md, codec 3. One
+// multiplication and one conversion, then integers, so that no fused multiply-add can change a bit.
 #pragma once
 
 #include "../philox.h"
@@ -19,8 +19,8 @@ TG_SPEC float quantize_inverse(uint32_t max_key, int bits) {
   return max_key < kQuantizeFloor ? 0.0f : (code_range(bits) * 65536.0f) / float_of(max_key);
 }
 
-// Sixteen random bits for entry i: words of one Philox call serve entries 16 apart, halves 64 apart, so that sixteen lanes
-// with consecutive counters fill 128 consecutive entries.
+// Sixteen random bits for entry i: words of one Philox call serve entries 16 apart, halves 64 apart, so that sixteen
+// lanes with consecutive counters fill 128 consecutive entries.
 TG_SPEC uint32_t rounding_noise(uint64_t seed, uint32_t step, uint64_t i) {
   PhiloxWords words = philox(seed, (i / 128) * 16 + i % 16, step, kRoundingNoise);
   return (words.word[(i / 16) % 4] >> (16 * ((i / 64) % 2))) & 0xffffu;

@@ -12,8 +12,8 @@ struct Layout {
   size_t scale_bytes(size_t n) const { return blocks(n) * sizeof(float); }
 };
 
-// Writes scales and bits to body. With a residual: a = x + residual, and residual becomes a minus what a payload of dtype `dtype`
-// decodes to. False when an entry is not finite.
+// Writes scales and bits to body. With a residual: a = x + residual, and residual becomes a minus what a payload of
+// dtype `dtype` decodes to. False when an entry is not finite.
 bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout, uint8_t* body);
 
 // What is wrong with a body of `n` entries, if anything; decode takes bodies that passed.

@@ -1,5 +1,5 @@
-// One bit per entry and the mean magnitude of each block: docs/format.md, codec 4. A floating-point sum depends on its order, so
-// the order is part of the definition: 64 lanes, then a fixed tree.
+// One bit per entry and the mean magnitude of each block: docs/format.md, codec 4. A floating-point sum depends on its
+// order, so the order is part of the definition: 64 lanes, then a fixed tree.
 #pragma once
 
 #include "../bits.h"

@@ -69,9 +69,9 @@ inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
   return ~static_cast<uint32_t>(_mm_movemask_epi8(bytes)) & 0xffffu;
 }
 
-#define TG_LANES(type, expression)                       \
-  type out;                                              \
-  for (int h = 0; h < 2; ++h) out.r[h] = expression;     \
+#define TG_LANES(type, expression)                   \
+  type out;                                          \
+  for (int h = 0; h < 2; ++h) out.r[h] = expression; \
   return out
 
 inline U bits(F v) { TG_LANES(U, _mm256_castps_si256(v.r[h])); }
@@ -116,7 +116,8 @@ inline uint32_t at_least(U a, U b) {
 inline U nearest_int(F v) { TG_LANES(U, _mm256_cvtps_epi32(v.r[h])); }
 inline F to_float(U v) { TG_LANES(F, _mm256_cvtepi32_ps(v.r[h])); }
 
-// Sixteen lanes with room for 64-bit products: the even ones and the odd ones of each register, each in the low half of a 64-bit lane.
+// Sixteen lanes with room for 64-bit products: the even ones and the odd ones of each register, each in the low half of
+// a 64-bit lane.
 struct Halves {
   __m256i r[4];
 };
@@ -150,11 +151,11 @@ inline U spread_signs(uint32_t mask) {
   const __m256i low = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
   const __m256i high = _mm256_setr_epi32(23, 22, 21, 20, 19, 18, 17, 16);
   const __m256i sign = _mm256_set1_epi32(static_cast<int>(~kMagnitude));
-  return {{_mm256_and_si256(_mm256_sllv_epi32(all, low), sign),
-           _mm256_and_si256(_mm256_sllv_epi32(all, high), sign)}};
+  return {{_mm256_and_si256(_mm256_sllv_epi32(all, low), sign), _mm256_and_si256(_mm256_sllv_epi32(all, high), sign)}};
 }
 
-// For each 8-bit mask, the positions of its set bits as bytes, lowest first: the shuffle that AVX2 lacks an instruction for.
+// For each 8-bit mask, the positions of its set bits as bytes, lowest first: the shuffle that AVX2 lacks an instruction
+// for.
 struct CompressTable {
   uint64_t positions[256];
   constexpr CompressTable() : positions() {
@@ -191,9 +192,7 @@ inline B narrow_bytes(U v) {
   words = _mm256_permute4x64_epi64(words, 0xd8);
   return {_mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1))};
 }
-inline U widen_bytes(B v) {
-  return {{_mm256_cvtepi8_epi32(v.r), _mm256_cvtepi8_epi32(_mm_srli_si128(v.r, 8))}};
-}
+inline U widen_bytes(B v) { return {{_mm256_cvtepi8_epi32(v.r), _mm256_cvtepi8_epi32(_mm_srli_si128(v.r, 8))}}; }
 #undef TG_LANES
 
 }  // namespace

@@ -22,9 +22,7 @@ inline void stream_store(float* p, F v) { _mm512_stream_ps(p, v.r); }
 inline void stream_end() { _mm_sfence(); }
 inline F splat(float v) { return {_mm512_set1_ps(v)}; }
 inline U splat(uint32_t v) { return {_mm512_set1_epi32(static_cast<int>(v))}; }
-inline U lane_numbers() {
-  return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
-}
+inline U lane_numbers() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
 
 inline F load_half(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};

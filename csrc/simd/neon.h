@@ -18,9 +18,9 @@ struct B {
   uint8x16_t r;
 };
 
-#define TG_LANES(type, expression)                       \
-  type out;                                              \
-  for (int q = 0; q < 4; ++q) out.r[q] = expression;     \
+#define TG_LANES(type, expression)                   \
+  type out;                                          \
+  for (int q = 0; q < 4; ++q) out.r[q] = expression; \
   return out
 
 inline F load(const float* p) { TG_LANES(F, vld1q_f32(p + 4 * q)); }
@@ -41,9 +41,7 @@ inline U lane_numbers() {
   TG_LANES(U, vaddq_u32(vld1q_u32(first), vdupq_n_u32(4u * static_cast<uint32_t>(q))));
 }
 
-inline F load_half(const uint16_t* p) {
-  TG_LANES(F, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * q))));
-}
+inline F load_half(const uint16_t* p) { TG_LANES(F, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * q)))); }
 inline void store_half(uint16_t* p, F v) {
   for (int q = 0; q < 4; ++q) vst1_u16(p + 4 * q, vreinterpret_u16_f16(vcvt_f16_f32(v.r[q])));
 }

@@ -23,8 +23,8 @@ inline void store_codes(uint8_t* p, B codes) {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(pairs, pairs));
   } else {
     __m128i crumbs = _mm_and_si128(codes.r, _mm_set1_epi8(0x03));
-    __m128i pairs = _mm_maddubs_epi16(crumbs, _mm_set1_epi16(0x0401));       // even + 4 * odd
-    __m128i quads = _mm_madd_epi16(pairs, _mm_set1_epi32(0x00100001));       // even + 16 * odd
+    __m128i pairs = _mm_maddubs_epi16(crumbs, _mm_set1_epi16(0x0401));  // even + 4 * odd
+    __m128i quads = _mm_madd_epi16(pairs, _mm_set1_epi32(0x00100001));  // even + 16 * odd
     quads = _mm_packus_epi16(_mm_packus_epi32(quads, quads), quads);
     uint32_t word = static_cast<uint32_t>(_mm_cvtsi128_si32(quads));
     memcpy(p, &word, sizeof word);

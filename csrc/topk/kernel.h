@@ -16,7 +16,8 @@ inline uint32_t lowest_bits(uint32_t mask, size_t count) {
 #endif
 
 #if TERSEGRAD_SIMD
-// The smallest magnitude of a 2-byte dtype whose key is at least `threshold`: keys grow with the bits, so bisection finds it.
+// The smallest magnitude of a 2-byte dtype whose key is at least `threshold`: keys grow with the bits, so bisection
+// finds it.
 template <DType dtype>
 inline uint16_t narrow_threshold(uint32_t threshold) {
   uint16_t below = 0;  // the largest magnitude known to be too small, plus one
@@ -28,12 +29,13 @@ inline uint16_t narrow_threshold(uint32_t threshold) {
 }
 #endif
 
-// Collects the indices, without a branch, over a stretch that stays in cache; then the values of the few that were found.
+// Collects the indices, without a branch, over a stretch that stays in cache; then the values of the few that were
+// found.
 constexpr size_t kStretch = 4096;
 
 template <DType dtype, bool accumulating>
-size_t collect_entries(const void* x, float* residual, size_t n, uint32_t base, uint32_t threshold,
-                       uint32_t* index, float* value) {
+size_t collect_entries(const void* x, float* residual, size_t n, uint32_t base, uint32_t threshold, uint32_t* index,
+                       float* value) {
   size_t i = 0, count = 0;
 #if TERSEGRAD_SIMD
   constexpr bool kNarrow = !accumulating && dtype != DType::float32;  // compared as they are, in 2 bytes
@@ -83,8 +85,8 @@ size_t collect(const void* x, size_t n, uint32_t base, uint32_t threshold, uint3
 }
 
 template <DType dtype>
-size_t accumulate_collect(const void* x, float* residual, size_t n, uint32_t base, uint32_t threshold,
-                          uint32_t* index, float* value) {
+size_t accumulate_collect(const void* x, float* residual, size_t n, uint32_t base, uint32_t threshold, uint32_t* index,
+                          float* value) {
   return collect_entries<dtype, true>(x, residual, n, base, threshold, index, value);
 }
 

@@ -1,8 +1,10 @@
-// How one pass suffices. A sample, or the last call, suggests a threshold that a little more than k entries reach; one pass collects those that
-// do, and an exact selection among these few finishes the job. The sample can mislead, yet the result is always exact:
-//  * too many candidates: the buffer is cut to its best k, and the threshold becomes the k-th key plus one. Entries with that
-//    very key that come later would lose their tie against the k that are there, so none is missed. Each cut is paid for by
-//    the k / 2 entries that filled the buffer, so the worst input costs a constant factor.
+// How one pass suffices. A sample, or the last call, suggests a threshold that a little more than k entries reach; one
+// pass collects those that do, and an exact selection among these few finishes the job. The sample can mislead, yet the
+// result is always exact:
+//  * too many candidates: the buffer is cut to its best k, and the threshold becomes the k-th key plus one. Entries
+//  with that
+//    very key that come later would lose their tie against the k that are there, so none is missed. Each cut is paid
+//    for by the k / 2 entries that filled the buffer, so the worst input costs a constant factor.
 //  * too few: the pass is repeated with a lower threshold, at last with zero, where the first rule does all the work.
 #include "operation.h"
 
@@ -21,7 +23,7 @@ constexpr size_t kSampleFrom = 1024;
 constexpr size_t kSamples = 32 * 1024;
 constexpr size_t kRun = 16;
 
-constexpr size_t kScan = 32 * 1024;       // entries between two looks at the buffer
+constexpr size_t kScan = 32 * 1024;  // entries between two looks at the buffer
 constexpr size_t kSelectionSample = 4096;
 constexpr size_t kInCache = 32 * 1024;  // up to here bisection beats a histogram
 
@@ -30,7 +32,8 @@ struct Rank {
   size_t above;  // how many are larger
 };
 
-// Bit by bit from the top: the k-th key has a bit when k keys or more reach what it then is. No branch depends on the data.
+// Bit by bit from the top: the k-th key has a bit when k keys or more reach what it then is. No branch depends on the
+// data.
 Rank rank_by_bisection(const uint32_t* key, size_t n, size_t k) {
   const Kernels& kernels = active();
   uint32_t kth = 0;
@@ -40,8 +43,8 @@ Rank rank_by_bisection(const uint32_t* key, size_t n, size_t k) {
   return {kth, kth < kMagnitude ? kernels.count_at_least(key, n, kth + 1) : 0};
 }
 
-// Radix selection, most significant digit first: a histogram of the entries that match the prefix found so far tells the next
-// digit. Keys have 31 bits: digits of 11, 10 and 10.
+// Radix selection, most significant digit first: a histogram of the entries that match the prefix found so far tells
+// the next digit. Keys have 31 bits: digits of 11, 10 and 10.
 template <class KeyAt>
 Rank rank_by_digits(KeyAt key_at, size_t n, size_t k) {
   uint32_t prefix = 0;
@@ -62,7 +65,8 @@ Rank rank_by_digits(KeyAt key_at, size_t n, size_t k) {
   return {prefix, above};
 }
 
-// A small sample brackets the k-th key; one pass counts what lies above and keeps what lies between (Floyd and Rivest 1975).
+// A small sample brackets the k-th key; one pass counts what lies above and keeps what lies between (Floyd and Rivest
+// 1975).
 Rank rank_of(const float* value, size_t n, size_t k) {
   std::unique_ptr<uint32_t[]> key(new uint32_t[std::max(n, kSelectionSample) + kCollectSlack]);
   if (n <= kSelectionSample) {
@@ -74,7 +78,8 @@ Rank rank_of(const float* value, size_t n, size_t k) {
   double margin = 4 * std::sqrt(mean * (1 - share)) + 4;
   uint32_t high = kMagnitude, low = 0;
   if (mean > margin) high = rank_by_bisection(key.get(), kSelectionSample, size_t(mean - margin) + 1).key;
-  if (mean + margin < kSelectionSample) low = rank_by_bisection(key.get(), kSelectionSample, size_t(mean + margin) + 1).key;
+  if (mean + margin < kSelectionSample)
+    low = rank_by_bisection(key.get(), kSelectionSample, size_t(mean + margin) + 1).key;
   bool tied = low >= high;  // so many equal keys that both brackets are one of them
   if (tied) high = low + 1;
   size_t above, inside = active().band(value, n, low, high, key.get(), &above);
@@ -82,9 +87,8 @@ Rank rank_of(const float* value, size_t n, size_t k) {
   if (above >= k || above + inside < k) {  // bad luck
     return rank_by_digits([value](size_t i) { return key_of(value[i]); }, n, k);
   }
-  Rank rank = inside <= kInCache
-                  ? rank_by_bisection(key.get(), inside, k - above)
-                  : rank_by_digits([&key](size_t i) { return key[i]; }, inside, k - above);
+  Rank rank = inside <= kInCache ? rank_by_bisection(key.get(), inside, k - above)
+                                 : rank_by_digits([&key](size_t i) { return key[i]; }, inside, k - above);
   return {rank.key, above + rank.above};
 }
 
@@ -117,7 +121,8 @@ class Suggestion {
   }
 
  private:
-  // From step to step the k-th key of a gradient moves by a few percent; a sixteenth of an octave below it is safe mostly.
+  // From step to step the k-th key of a gradient moves by a few percent; a sixteenth of an octave below it is safe
+  // mostly.
   static constexpr uint32_t kDrift = 1u << 19;
 
   void take_sample() {
@@ -151,8 +156,8 @@ class Suggestion {
 };
 
 // One thread's part of the pass: the entries of [begin, end) that can be among the first k.
-bool scan(const Entries& x, float* residual, size_t begin, size_t end, size_t k, uint32_t threshold,
-             size_t expected, Candidates& found) {
+bool scan(const Entries& x, float* residual, size_t begin, size_t end, size_t k, uint32_t threshold, size_t expected,
+          Candidates& found) {
   const Kernels& kernels = active();
   const int from = dtype_slot(x.dtype);
   const size_t piece = std::min(kScan, end - begin), room = piece + kCollectSlack;
@@ -226,7 +231,8 @@ bool select(const Entries& x, float* residual, size_t k, uint32_t& last_key, Can
       found[range].count = 0;
       if (begin == end) return;
       auto expected = size_t(share * double(end - begin));
-      if (!scan(entries, residual, begin, end, std::min(k, end - begin), threshold, expected, found[range])) memory = false;
+      if (!scan(entries, residual, begin, end, std::min(k, end - begin), threshold, expected, found[range]))
+        memory = false;
     });
     if (!memory) return false;
     total = 0;
@@ -279,8 +285,7 @@ bool select_chunks(const Entries& x, float* residual, size_t k, size_t chunk, ui
                                                          found.value.get());
           entries = {sums, DType::float32, n};
         } else {
-          found.count =
-              kernels.collect[from](entries.data, n, base, threshold, found.index.get(), found.value.get());
+          found.count = kernels.collect[from](entries.data, n, base, threshold, found.index.get(), found.value.get());
         }
       }
       uint32_t kth = found.keep_largest(kept);

@@ -24,9 +24,10 @@ struct Candidates {
   uint32_t keep_largest(size_t k);
 };
 
-// The first k of x + residual. A residual is left holding x + residual. 0 < k <= x.count < 2^32. `last_key` is the k-th key of the
-// last call on similar entries, which saves the sampling, or zero; it becomes the one of this call.
-// False when memory is out. If x or the sums hold an infinity or NaN, so do the values that come out, since it outranks every number.
+// The first k of x + residual. A residual is left holding x + residual. 0 < k <= x.count < 2^32. `last_key` is the k-th
+// key of the last call on similar entries, which saves the sampling, or zero; it becomes the one of this call. False
+// when memory is out. If x or the sums hold an infinity or NaN, so do the values that come out, since it outranks every
+// number.
 bool select(const Entries& x, float* residual, size_t k, uint32_t& last_key, Candidates& out);
 
 // The same for every chunk of `chunk` entries: its first min(k, length).

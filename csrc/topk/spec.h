@@ -1,5 +1,5 @@
-// The order of top-k: larger key first, then lower index. The set of the first k entries is unique, so every algorithm that
-// finds it agrees; collecting by a threshold key and an allowance for ties at it is how all of them do.
+// The order of top-k: larger key first, then lower index. The set of the first k entries is unique, so every algorithm
+// that finds it agrees; collecting by a threshold key and an allowance for ties at it is how all of them do.
 #pragma once
 
 #include "../bits.h"

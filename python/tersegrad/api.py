@@ -94,7 +94,9 @@ def compress_view(
     if not finite:
         if nonfinite == "reset" and residual is not None:
             residual.fill(0)
-            raise NonFiniteError("the input or the residual held an infinity or NaN; the residual was set to zero")
+            raise NonFiniteError(
+                "the input or the residual held an infinity or NaN; the residual was set to zero"
+            )
         if nonfinite != "skip":
             raise NonFiniteError(
                 "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step"

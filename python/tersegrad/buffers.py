@@ -89,7 +89,9 @@ def _numpy_dtype(x: npt.NDArray[Any], what: str) -> str:
 
 def _check_rank(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
     if len(shape) > MAX_RANK:
-        raise InputError(f"{what} has {len(shape)} dimensions; a payload holds {MAX_RANK} at most: reshape it")
+        raise InputError(
+            f"{what} has {len(shape)} dimensions; a payload holds {MAX_RANK} at most: reshape it"
+        )
     return shape
 
 
@@ -176,7 +178,9 @@ def residual_view(residual: object, x: View) -> Floats:
     """The float32 residual that belongs to `x`."""
     got = writable_view(residual, "residual")
     if got.dtype != "float32":
-        raise InputError(f"residual must be float32, not {got.dtype}: a smaller dtype would lose what it keeps")
+        raise InputError(
+            f"residual must be float32, not {got.dtype}: a smaller dtype would lose what it keeps"
+        )
     if got.shape != x.shape:
         raise InputError(f"residual has shape {got.shape}, the input {x.shape}")
     if got.kind != x.kind:

@@ -203,7 +203,9 @@ class Codec(ABC):
     def from_dict(entries: dict[str, Any]) -> Codec:
         """The codec that `to_dict` described; `CodecError` if there is none."""
         if not isinstance(entries, dict) or "codec" not in entries:
-            raise CodecError(f"a codec is described by a dict with the key 'codec', not {entries!r}")
+            raise CodecError(
+                f"a codec is described by a dict with the key 'codec', not {entries!r}"
+            )
         fields = dict(entries)
         name = fields.pop("codec")
         for cls in _by_id.values():

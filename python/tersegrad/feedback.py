@@ -79,7 +79,12 @@ class ErrorFeedback:
         calls, residuals = [], []
         for key, tensor in tensors.items():
             residual, call = self._residuals.get(key), self._calls.get(key)
-            if call is None or residual is None or residual.shape != tensor.shape or type(residual) is not type(tensor):
+            if (
+                call is None
+                or residual is None
+                or residual.shape != tensor.shape
+                or type(residual) is not type(tensor)
+            ):
                 self._residual_for(key, view(tensor))
                 residual, call = self._residuals[key], self._calls.setdefault(key, Call())
             calls.append(call)
@@ -155,7 +160,9 @@ class ErrorFeedback:
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise StateError(f"not a state of ErrorFeedback: {error!r}") from error
         if version != STATE_VERSION:
-            raise StateError(f"state version {version!r} is not supported; this is version {STATE_VERSION}")
+            raise StateError(
+                f"state version {version!r} is not supported; this is version {STATE_VERSION}"
+            )
         copies: dict[str, AnyArray] = {}
         for key, residual in residuals.items():
             try:

@@ -30,7 +30,16 @@ from .buffers import (
     view,
     writable_view,
 )
-from .codec import ENTRY_LIMIT, Call, Codec, check_codec, check_scale, check_step, codec_by_id, encode
+from .codec import (
+    ENTRY_LIMIT,
+    Call,
+    Codec,
+    check_codec,
+    check_scale,
+    check_step,
+    codec_by_id,
+    encode,
+)
 from .codecs.native import Native
 from .errors import CodecError, InputError, NonFiniteError, PayloadError
 from .payload import VERSION, check_kind
@@ -95,13 +104,16 @@ class Message:
         """How each codec object states itself. Few objects stand for many tensors, and some of them state the same."""
         codecs = {id(codec): codec for codec in self.codecs}
         return {
-            key: _CODEC.pack(codec.id, b"", codec._standing_params()) for key, codec in codecs.items()
+            key: _CODEC.pack(codec.id, b"", codec._standing_params())
+            for key, codec in codecs.items()
         }
 
     @property
     def nbytes(self) -> int:
         """Bytes on the wire, header and tables included."""
-        tables = _CODEC.size * len(set(self._table().values())) + sum(_TENSOR.size + 4 * len(s) for s in self.shapes)
+        tables = _CODEC.size * len(set(self._table().values())) + sum(
+            _TENSOR.size + 4 * len(s) for s in self.shapes
+        )
         return HEADER_BYTES + tables + self._bodies.size
 
     @property
@@ -123,7 +135,9 @@ class Message:
             number = numbers[entries[id(codec)]]
             tables.append(_TENSOR.pack(number, DTYPE_CODES[dtype], len(shape), 0))
             tables.append(struct.pack(f"<{len(shape)}I", *shape))
-        head = _HEAD.pack(MAGIC, VERSION, len(numbers), b"", len(self), self.step, self._bodies.size)
+        head = _HEAD.pack(
+            MAGIC, VERSION, len(numbers), b"", len(self), self.step, self._bodies.size
+        )
         table = b"".join(tables)
         checksum = _core.crc32c(self._bodies, _core.crc32c(table, _core.crc32c(head)))
         return b"".join((head, _CHECKSUM.pack(checksum), table, self._bodies.data))
@@ -139,16 +153,22 @@ class Message:
         """
         data = bytes_view(buffer, "message")
         if data.size < HEADER_BYTES:
-            raise PayloadError(f"{data.size} bytes cannot hold a message: its header alone takes {HEADER_BYTES}")
+            raise PayloadError(
+                f"{data.size} bytes cannot hold a message: its header alone takes {HEADER_BYTES}"
+            )
         magic, version, codec_count, zeros, count, step, body_bytes = _HEAD.unpack_from(data)
         if magic != MAGIC:
             raise PayloadError(f"not a tersegrad message: it starts with {magic!r}, not {MAGIC!r}")
         if version != VERSION or zeros != b"\0\0":
-            raise PayloadError(f"message version {version} with flags {zeros.hex()} is not supported")
+            raise PayloadError(
+                f"message version {version} with flags {zeros.hex()} is not supported"
+            )
         (stated,) = _CHECKSUM.unpack_from(data, _HEAD.size)
         checksum = _core.crc32c(data[HEADER_BYTES:], _core.crc32c(data[: _HEAD.size]))
         if stated != checksum:
-            raise PayloadError(f"checksum {checksum:08x} does not match the stated {stated:08x}: the message is damaged")
+            raise PayloadError(
+                f"checksum {checksum:08x} does not match the stated {stated:08x}: the message is damaged"
+            )
         if expect is not None and count != len(expect):
             raise PayloadError(f"the message has {count} tensors; expected were {len(expect)}")
         reader = _Reader(data, body_bytes)
@@ -157,7 +177,9 @@ class Message:
         for position in range(count):
             number, dtype_code, rank, zero = _TENSOR.unpack(reader.take(_TENSOR.size))
             if number >= codec_count or dtype_code not in DTYPES or rank > MAX_RANK or zero:
-                raise PayloadError(f"tensor {position}: codec {number}, dtype code {dtype_code} or rank {rank} is out of range")
+                raise PayloadError(
+                    f"tensor {position}: codec {number}, dtype code {dtype_code} or rank {rank} is out of range"
+                )
             shape = struct.unpack(f"<{rank}I", reader.take(4 * rank))
             if math.prod(size for size in shape if size) >= ENTRY_LIMIT:
                 raise PayloadError(f"tensor {position}: shape {shape} has 2**32 entries or more")
@@ -166,7 +188,9 @@ class Message:
             shapes.append(shape)
             sizes.append(codecs[number].body_size(math.prod(shape), DTYPES[dtype_code]))
         if list(dict.fromkeys(used)) != codecs:
-            raise PayloadError("the codec table does not list each codec once, in the order of their first use")
+            raise PayloadError(
+                "the codec table does not list each codec once, in the order of their first use"
+            )
         if reader.left != 0 or sum(sizes) != body_bytes:
             raise PayloadError(f"the bodies have {body_bytes} bytes; the tables make {sum(sizes)}")
         if expect is not None:
@@ -245,7 +269,9 @@ def compress_many(
     codecs = [codec] * len(tensors) if isinstance(codec, Codec) else list(codec)
     kept = [None] * len(tensors) if residuals is None else list(residuals)
     if not len(codecs) == len(kept) == len(tensors):
-        raise InputError(f"{len(tensors)} tensors, {len(codecs)} codecs and {len(kept)} residuals do not pair up")
+        raise InputError(
+            f"{len(tensors)} tensors, {len(codecs)} codecs and {len(kept)} residuals do not pair up"
+        )
     for x, r in zip(tensors, kept, strict=True):
         if r is not None:
             residual_view(r, view(x))
@@ -262,7 +288,9 @@ def pack(
     calls: Sequence[Call],
 ) -> Message:
     """`compress_many` on residuals that were checked, with head starts from the last call on the same tensors."""
-    distinct = {id(codec): codec for codec in codecs}  # by identity: hashing a dataclass takes a microsecond
+    distinct = {
+        id(codec): codec for codec in codecs
+    }  # by identity: hashing a dataclass takes a microsecond
     numbers = {key: number for number, key in enumerate(distinct)}
     rows, dtypes, shapes, kinds, owners = [], [], [], set(), []
     for tensor, codec, residual, call in zip(tensors, codecs, residuals, calls, strict=True):
@@ -313,7 +341,9 @@ def _encode_one_by_one(
 ) -> tuple[Bytes, list[int], list[bool]]:
     """What the native call does, for codecs that are written in Python."""
     views = [view(tensor) for tensor in tensors]
-    kept = [None if r is None else residual_view(r, x) for r, x in zip(residuals, views, strict=True)]
+    kept = [
+        None if r is None else residual_view(r, x) for r, x in zip(residuals, views, strict=True)
+    ]
     sizes = [c.body_size(x.array.size, x.dtype) for c, x in zip(codecs, views, strict=True)]
     body = np.empty(sum(sizes), np.uint8)
     finite = [nonfinite == "reset" or _core.all_finite(x.array) for x in views]
@@ -354,7 +384,9 @@ def _settle_non_finite(
             residual = residuals[position]
             if residual is not None:
                 writable_view(residual, "residual").array.fill(0)
-        raise NonFiniteError(f"tensors {list(skipped)} or their residuals held an infinity or NaN; these residuals were set to zero")
+        raise NonFiniteError(
+            f"tensors {list(skipped)} or their residuals held an infinity or NaN; these residuals were set to zero"
+        )
     raise NonFiniteError(
         f"tensors {list(skipped)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
     )
@@ -384,7 +416,9 @@ def decompress_many(
     message = source if isinstance(source, Message) else Message.from_bytes(source, expect=expect)
     if expect is not None and message is source:
         if len(message) != len(expect):
-            raise PayloadError(f"the message has {len(message)} tensors; expected were {len(expect)}")
+            raise PayloadError(
+                f"the message has {len(message)} tensors; expected were {len(expect)}"
+            )
         _check_expected(message.shapes, message.dtypes, expect)
     factor = check_scale(scale)
     if out is None and accumulate:
@@ -415,7 +449,9 @@ def decompress_many(
             array = target.array
             results.append(out[position])
         targets.append(array)
-    for codec, dtype, body, array in zip(message.codecs, message.dtypes, bodies, targets, strict=True):
+    for codec, dtype, body, array in zip(
+        message.codecs, message.dtypes, bodies, targets, strict=True
+    ):
         codec._decompress(
             body, dtype, message.step, array, accumulate, factor, out is None and codec.is_sparse
         )
@@ -427,4 +463,3 @@ def _chosen_kind(kind: Kind | None, own: Kind, dtype: str) -> Kind:
         check_kind(kind)
         return kind
     return "torch" if dtype == "bfloat16" and not has_numpy_bfloat16() else own
-

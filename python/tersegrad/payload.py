@@ -131,21 +131,29 @@ class Payload:
         """
         data = bytes_view(buffer, "payload")
         if data.size < HEADER_BYTES:
-            raise PayloadError(f"{data.size} bytes cannot hold a payload: its header alone takes {HEADER_BYTES}")
+            raise PayloadError(
+                f"{data.size} bytes cannot hold a payload: its header alone takes {HEADER_BYTES}"
+            )
         magic, version, codec_id, dtype_code, rank, params, body_bytes = _HEAD.unpack_from(data)
         if magic != MAGIC:
             raise PayloadError(f"not a tersegrad payload: it starts with {magic!r}, not {MAGIC!r}")
         if version != VERSION:
-            raise PayloadError(f"payload version {version} is not supported; this tersegrad reads version {VERSION}")
+            raise PayloadError(
+                f"payload version {version} is not supported; this tersegrad reads version {VERSION}"
+            )
         if rank > MAX_RANK:
             raise PayloadError(f"rank {rank} exceeds {MAX_RANK}")
         start = HEADER_BYTES + 8 * rank
         if data.size != start + body_bytes:
-            raise PayloadError(f"the payload states {start + body_bytes} bytes, the buffer has {data.size}")
+            raise PayloadError(
+                f"the payload states {start + body_bytes} bytes, the buffer has {data.size}"
+            )
         (stated,) = _CHECKSUM.unpack_from(data, _HEAD.size)
         checksum = _core.crc32c(data[HEADER_BYTES:], _core.crc32c(data[: _HEAD.size]))
         if stated != checksum:
-            raise PayloadError(f"checksum {checksum:08x} does not match the stated {stated:08x}: the payload is damaged")
+            raise PayloadError(
+                f"checksum {checksum:08x} does not match the stated {stated:08x}: the payload is damaged"
+            )
         if dtype_code not in DTYPES:
             raise PayloadError(f"dtype code {dtype_code} is unknown")
         dtype = DTYPES[dtype_code]
@@ -158,8 +166,12 @@ class Payload:
         codec, step = _read_codec(codec_id, params, n)
         expected = codec.body_size(n, dtype)
         if body_bytes != expected:
-            raise PayloadError(f"the body has {body_bytes} bytes; {codec} on shape {shape} makes {expected}")
-        return cls(codec, dtype, shape, data[start:], "torch" if is_tensor(buffer) else "numpy", step)
+            raise PayloadError(
+                f"the body has {body_bytes} bytes; {codec} on shape {shape} makes {expected}"
+            )
+        return cls(
+            codec, dtype, shape, data[start:], "torch" if is_tensor(buffer) else "numpy", step
+        )
 
 
 def _read_codec(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
@@ -176,7 +188,9 @@ def _read_codec(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
 def _check_expected(shape: tuple[int, ...], dtype: str, expect: AnyArray) -> None:
     wanted = view(expect, "expect")
     if (shape, dtype) != (wanted.shape, wanted.dtype):
-        raise PayloadError(f"the payload holds {dtype} {shape}; expected was {wanted.dtype} {wanted.shape}")
+        raise PayloadError(
+            f"the payload holds {dtype} {shape}; expected was {wanted.dtype} {wanted.shape}"
+        )
 
 
 def check_expected(payload: Payload, expect: AnyArray) -> None:

@@ -16,7 +16,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 37;
+constexpr size_t kKernels = 38;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -173,6 +173,7 @@ uint64_t cast_family(const Kernels& kernels, size_t n) {
   for (size_t misaligned : {size_t{0}, size_t{1}, size_t{13}}) {
     Floats streamed(misaligned + n);
     kernels.stream(a.data(), streamed.data() + misaligned, n);
+    kernels.end_stream();
     hash.add(streamed);
   }
   return hash.state();
@@ -225,7 +226,11 @@ uint64_t quantize_family(const Kernels& kernels, size_t n) {
           for (uint64_t first : {uint64_t{0}, uint64_t{64}, uint64_t{0xffffff40u}}) {
             Bytes scales((n + block_size - 1) / block_size * sizeof(float));
             Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
-            hash.add(kernels.quantize[slot](a.data(), n, block_size, chosen, first, scales.data(), codes.data()));
+            Floats lost = first == 0 ? Floats() : a;  // in place, as the operation does it
+            const float* from = first == 0 ? a.data() : lost.data();
+            hash.add(kernels.quantize[slot](from, n, block_size, chosen, first, scales.data(), codes.data(),
+                                            first == 0 ? nullptr : lost.data()));
+            if (finite) hash.add(lost);
             hash.add(scales);
             hash.add(codes);
             if (chosen != nullptr || first != 0) continue;

@@ -21,7 +21,9 @@ def check_choice(codec: str, name: str, value: object, choices: tuple[object, ..
 def check_block_size(codec: str, value: object) -> None:
     """`CodecError` unless `value` is a multiple of 64 from 64 to 65536."""
     if type(value) is not int or value % 64 or not 64 <= value <= 65536:
-        raise CodecError(f"{codec}: block_size must be a multiple of 64 from 64 to 65536, not {value!r}")
+        raise CodecError(
+            f"{codec}: block_size must be a multiple of 64 from 64 to 65536, not {value!r}"
+        )
 
 
 def check_density(codec: str, value: object) -> None:

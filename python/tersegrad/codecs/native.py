@@ -31,7 +31,9 @@ class Native(Codec):
 
     def body_size(self, n: int, dtype: str = "float32") -> int:
         if dtype not in DTYPE_CODES or not isinstance(n, (int, np.integer)) or n < 0:
-            raise InputError(f"body_size takes a count of entries and one of {', '.join(DTYPE_CODES)}, not {n!r} and {dtype!r}")
+            raise InputError(
+                f"body_size takes a count of entries and one of {', '.join(DTYPE_CODES)}, not {n!r} and {dtype!r}"
+            )
         return self._native.body_bytes(n, DTYPE_CODES[dtype])
 
     def _compress(

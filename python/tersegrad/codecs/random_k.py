@@ -62,7 +62,9 @@ class RandomK(Sparse, id=7):
     @classmethod
     def _from_standing(cls, params: bytes) -> RandomK:
         density, k, seed, word = _STANDING.unpack_from(params)
-        return cls(density=density or None, seed=seed, k=k or None, values=cls._read_value_word(word))
+        return cls(
+            density=density or None, seed=seed, k=k or None, values=cls._read_value_word(word)
+        )
 
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[RandomK, int]:

@@ -53,7 +53,9 @@ class Sparse(Native):
 
     def _make_native(self) -> _core.Codec:
         codec = self._value_codec
-        return self._make_native_of((codec if isinstance(codec, Dense) else _IDENTITY)._native_values())
+        return self._make_native_of(
+            (codec if isinstance(codec, Dense) else _IDENTITY)._native_values()
+        )
 
     def _check_values(self) -> None:
         values = self.values
@@ -61,7 +63,9 @@ class Sparse(Native):
         if values is None:
             return
         if not isinstance(values, Codec) or isinstance(values, Sparse):
-            raise CodecError(f"{name}: values must be a dense codec such as Quantize(4), or None, not {values!r}")
+            raise CodecError(
+                f"{name}: values must be a dense codec such as Quantize(4), or None, not {values!r}"
+            )
         if len(values._params()) > VALUE_PARAMETER_BYTES:
             raise CodecError(
                 f"{name}: {type(values).__name__} has more than {VALUE_PARAMETER_BYTES} bytes of parameters "
@@ -148,7 +152,6 @@ class Sparse(Native):
         codec._decompress(body[stream:], dtype, step, values, False, 1.0, False)
         exact = np.concatenate((body[:stream], values.view(np.uint8)))
         self._native.decode(exact, _FLOAT32, step, out, accumulate, scale, blank)
-
 
     def _check(self, body: Bytes, n: int, dtype: str, step: int) -> None:
         codec, stream = self._value_codec, self._stream_bytes(n)

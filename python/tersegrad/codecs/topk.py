@@ -41,19 +41,25 @@ class TopK(Indexed, id=5):
         self._check_indices()
 
     def _make_native_of(self, values: _core.ValueCodec) -> _core.Codec:
-        return _core.Codec("topk", values, density=self.density or 0.0, k=self.k or 0, form=self._form())
+        return _core.Codec(
+            "topk", values, density=self.density or 0.0, k=self.k or 0, form=self._form()
+        )
 
     def _wire_params(self, n: int, step: int) -> bytes:
         return self._pack_wire(n, self._native.survivors(n), 0)
 
     def _standing_params(self) -> bytes:
-        return _STANDING.pack(self.density or 0.0, self.k or 0, self._form(), b"", self._value_word())
+        return _STANDING.pack(
+            self.density or 0.0, self.k or 0, self._form(), b"", self._value_word()
+        )
 
     @classmethod
     def _from_standing(cls, params: bytes) -> TopK:
         density, k, form, _, word = _STANDING.unpack_from(params)
         values = cls._read_value_word(word)
-        return cls(density=density or None, k=k or None, values=values, indices=cls._form_name(form))
+        return cls(
+            density=density or None, k=k or None, values=values, indices=cls._form_name(form)
+        )
 
     @classmethod
     def _from_wire(cls, params: bytes, n: int) -> tuple[TopK, int]:
