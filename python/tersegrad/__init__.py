@@ -21,7 +21,8 @@ from .errors import (
     TersegradError,
 )
 from .feedback import ErrorFeedback
-from .message import Message, compress_many, decompress_many
+from .many import compress_many, decompress_many
+from .message import Message
 from .payload import Payload
 
 __version__ = "0.1.0"

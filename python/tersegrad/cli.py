@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, kernels
-from .demo import DEFAULT_METHODS, METHODS, Settings, run
+from .demo import run
+from .demo_settings import DEFAULT_METHODS, METHODS, Settings
 from .errors import TersegradError
 
 DEMO_HELP = """\

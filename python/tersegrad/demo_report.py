@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import __version__, kernels
-from .demo import METHODS, Method, Settings
+from .demo_settings import METHODS, Method, Settings
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 COLOURS = {

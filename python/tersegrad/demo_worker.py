@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import kernels
 from .ddp import CompressionState, compression_hook
-from .demo import METHODS, DemoError, Method, Settings
+from .demo_settings import METHODS, DemoError, Method, Settings
 
 STEPS_PER_EVENT = 5
 SPLIT_SEED = 0

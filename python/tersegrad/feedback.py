@@ -12,7 +12,8 @@ from .api import NonFinite, check_nonfinite, compress_view
 from .buffers import Floats, View, kind_of, like, residual_view, view, writable_view
 from .codec import Call, Codec, check_codec
 from .errors import InputError, StateError
-from .message import Message, pack
+from .many import pack
+from .message import Message
 from .payload import Payload
 
 if TYPE_CHECKING:

@@ -1,0 +1,261 @@
+"""compress_many and decompress_many: a whole model in one native call and one message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from . import _core
+from .api import NonFinite, check_nonfinite
+from .buffers import (
+    DTYPE_CODES,
+    Bytes,
+    Kind,
+    View,
+    address_of,
+    has_numpy_bfloat16,
+    like,
+    locate,
+    new_entries,
+    residual_view,
+    view,
+    writable_view,
+)
+from .codec import Call, Codec, check_codec, check_scale, check_step, encode
+from .codecs.native import Native
+from .errors import InputError, NonFiniteError, PayloadError
+from .message import Message, check_expected
+from .payload import check_kind
+
+if TYPE_CHECKING:
+    from .buffers import AnyArray
+
+
+def compress_many(
+    tensors: Sequence[AnyArray],
+    codec: Codec | Sequence[Codec],
+    *,
+    residuals: Sequence[AnyArray | None] | None = None,
+    nonfinite: NonFinite = "error",
+    step: int = 0,
+) -> Message:
+    """Compress many tensors, such as all gradients of a model, in one native call and into one message.
+
+    Parameters
+    ----------
+    tensors : sequence of torch.Tensor or numpy.ndarray
+        All of one kind; otherwise as for `compress`.
+    codec : Codec or sequence of Codec
+        One for all, or one for each.
+    residuals : sequence of float32 arrays or None, optional
+        As for `compress`, one for each tensor; None where there is none.
+    nonfinite : {"error", "skip", "reset"}
+        As for `compress`. ``"error"`` leaves every residual as it was, ``"skip"`` those of the tensors in ``message.skipped``;
+        ``"reset"`` sets the residuals of the offending tensors to zero.
+    step : int
+        Call number, mixed into random streams.
+
+    Returns
+    -------
+    Message
+    """
+    codecs = [codec] * len(tensors) if isinstance(codec, Codec) else list(codec)
+    kept = [None] * len(tensors) if residuals is None else list(residuals)
+    if not len(codecs) == len(kept) == len(tensors):
+        raise InputError(
+            f"{len(tensors)} tensors, {len(codecs)} codecs and {len(kept)} residuals do not pair up"
+        )
+    for x, r in zip(tensors, kept, strict=True):
+        if r is not None:
+            residual_view(r, view(x))
+    calls = [Call() for _ in tensors]
+    return pack(tensors, codecs, kept, check_nonfinite(nonfinite), check_step(step), calls)
+
+
+def pack(
+    tensors: Sequence[AnyArray],
+    codecs: Sequence[Codec],
+    residuals: Sequence[AnyArray | None],
+    nonfinite: NonFinite,
+    step: int,
+    calls: Sequence[Call],
+) -> Message:
+    """`compress_many` on residuals that were checked, with head starts from the last call on the same tensors."""
+    distinct = {
+        id(codec): codec for codec in codecs
+    }  # by identity: hashing a dataclass takes a microsecond
+    numbers = {key: number for number, key in enumerate(distinct)}
+    rows, dtypes, shapes, kinds, owners = [], [], [], set(), []
+    for tensor, codec, residual, call in zip(tensors, codecs, residuals, calls, strict=True):
+        address, count, dtype, shape, kind, owner = locate(tensor)
+        kept = 0 if residual is None else address_of(residual)
+        rows.append((numbers[id(codec)], address, count, DTYPE_CODES[dtype], kept, call.last_key))
+        dtypes.append(dtype)
+        shapes.append(shape)
+        kinds.add(kind)
+        owners.append(owner)
+    if len(kinds) > 1:
+        raise InputError("the tensors of one message must be all torch tensors or all NumPy arrays")
+    natives = [
+        native._native
+        for codec in distinct.values()
+        if isinstance(native := check_codec(codec), Native) and native._is_native
+    ]
+    if len(natives) < len(distinct):
+        body, sizes, finite = _encode_one_by_one(tensors, codecs, residuals, nonfinite, step, calls)
+    else:
+        body, sizes, finite, keys = _core.encode_many(
+            natives, rows, step, nonfinite == "reset", nonfinite == "error"
+        )
+        for call, key, ok in zip(calls, keys, finite, strict=True):
+            call.last_key = key if ok else 0
+    skipped = [position for position, ok in enumerate(finite) if not ok]
+    if skipped:
+        _settle_non_finite(skipped, tensors, codecs, residuals, nonfinite, step, body, sizes)
+    return Message(
+        codecs,
+        dtypes,
+        shapes,
+        body,
+        sizes,
+        kinds.pop() if kinds else "numpy",
+        step,
+        skipped,
+    )
+
+
+def _encode_one_by_one(
+    tensors: Sequence[AnyArray],
+    codecs: Sequence[Codec],
+    residuals: Sequence[AnyArray | None],
+    nonfinite: NonFinite,
+    step: int,
+    calls: Sequence[Call],
+) -> tuple[Bytes, list[int], list[bool]]:
+    """What the native call does, for codecs that are written in Python."""
+    views = [view(tensor) for tensor in tensors]
+    kept = [
+        None if r is None else residual_view(r, x) for r, x in zip(residuals, views, strict=True)
+    ]
+    sizes = [c.body_size(x.array.size, x.dtype) for c, x in zip(codecs, views, strict=True)]
+    body = np.empty(sum(sizes), np.uint8)
+    finite = [nonfinite == "reset" or _core.all_finite(x.array) for x in views]
+    if nonfinite == "error" and not all(finite):
+        return body, sizes, finite
+    start = 0
+    for position, (x, codec, residual, size, call) in enumerate(
+        zip(views, codecs, kept, sizes, calls, strict=True)
+    ):
+        if finite[position]:
+            call.step = step
+            part = body[start : start + size]
+            finite[position] = encode(x, codec, part, residual, call, checked=True)
+        start += size
+    return body, sizes, finite
+
+
+def _settle_non_finite(
+    skipped: Sequence[int],
+    tensors: Sequence[AnyArray],
+    codecs: Sequence[Codec],
+    residuals: Sequence[AnyArray | None],
+    nonfinite: NonFinite,
+    step: int,
+    body: Bytes,
+    sizes: Sequence[int],
+) -> None:
+    if nonfinite == "skip":
+        starts = np.cumsum([0, *sizes], dtype=np.int64)
+        for position in skipped:
+            x = view(tensors[position])
+            zeros = View(new_entries(x.array.size, x.dtype, zero=True), x.dtype, x.shape, x.kind)
+            part = body[starts[position] : starts[position] + sizes[position]]
+            encode(zeros, codecs[position], part, None, Call(step))
+        return
+    if nonfinite == "reset":
+        for position in skipped:
+            residual = residuals[position]
+            if residual is not None:
+                writable_view(residual, "residual").array.fill(0)
+        raise NonFiniteError(
+            f"tensors {list(skipped)} or their residuals held an infinity or NaN; these residuals were set to zero"
+        )
+    raise NonFiniteError(
+        f"tensors {list(skipped)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
+    )
+
+
+def decompress_many(
+    source: Any,
+    *,
+    out: Sequence[AnyArray] | None = None,
+    accumulate: bool = False,
+    scale: float = 1.0,
+    expect: Sequence[AnyArray] | None = None,
+    kind: Literal["numpy", "torch"] | None = None,
+) -> list[AnyArray]:
+    """Restore the tensors of a message.
+
+    Parameters
+    ----------
+    source : Message, bytes, bytearray, memoryview, uint8 array or tensor
+    out : sequence of arrays, optional
+        Filled, or with `accumulate` added to, and returned. Nothing is written before the whole message has been checked.
+    accumulate, scale, kind
+        As for `decompress`.
+    expect : sequence of arrays, optional
+        Refuse a message whose shapes and dtypes differ from theirs.
+    """
+    message = source if isinstance(source, Message) else Message.from_bytes(source, expect=expect)
+    if expect is not None and message is source:
+        if len(message) != len(expect):
+            raise PayloadError(
+                f"the message has {len(message)} tensors; expected were {len(expect)}"
+            )
+        check_expected(message.shapes, message.dtypes, expect)
+    factor = check_scale(scale)
+    if out is None and accumulate:
+        raise InputError("accumulate=True needs out=, the arrays to add to")
+    if out is not None and len(out) != len(message):
+        raise InputError(f"out has {len(out)} arrays, the message {len(message)} tensors")
+    bodies = message.bodies()
+    for position, (codec, dtype, shape, body) in enumerate(
+        zip(message.codecs, message.dtypes, message.shapes, bodies, strict=True)
+    ):
+        try:
+            codec._check(body, math.prod(shape), dtype, message.step)
+        except PayloadError as error:
+            raise PayloadError(f"tensor {position}: {error}") from error
+    results: list[AnyArray] = []
+    targets = []
+    for position, (codec, dtype, shape) in enumerate(
+        zip(message.codecs, message.dtypes, message.shapes, strict=True)
+    ):
+        if out is None:
+            chosen = _chosen_kind(kind, message._kind, dtype)
+            array = new_entries(math.prod(shape), dtype, zero=codec.is_sparse)
+            results.append(like(array, dtype, shape, chosen))
+        else:
+            target = writable_view(out[position], f"out[{position}]")
+            if target.shape != shape:
+                raise InputError(f"out[{position}] has shape {target.shape}, the message {shape}")
+            array = target.array
+            results.append(out[position])
+        targets.append(array)
+    for codec, dtype, body, array in zip(
+        message.codecs, message.dtypes, bodies, targets, strict=True
+    ):
+        codec._decompress(
+            body, dtype, message.step, array, accumulate, factor, out is None and codec.is_sparse
+        )
+    return results
+
+
+def _chosen_kind(kind: Kind | None, own: Kind, dtype: str) -> Kind:
+    if kind is not None:
+        check_kind(kind)
+        return kind
+    return "torch" if dtype == "bfloat16" and not has_numpy_bfloat16() else own
