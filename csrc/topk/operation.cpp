@@ -1,11 +1,10 @@
 // How one pass suffices. A sample, or the last call, suggests a threshold that a little more than k entries reach; one
 // pass collects those that do, and an exact selection among these few finishes the job. The sample can mislead, yet the
 // result is always exact:
-//  * too many candidates: the buffer is cut to its best k, and the threshold becomes the k-th key plus one. Entries
-//  with that
-//    very key that come later would lose their tie against the k that are there, so none is missed. Each cut is paid
-//    for by the k / 2 entries that filled the buffer, so the worst input costs a constant factor.
-//  * too few: the pass is repeated with a lower threshold, at last with zero, where the first rule does all the work.
+//  * Too many candidates: the buffer is cut to its best k, and the threshold becomes the k-th key plus one. Entries
+//    with that very key that come later would lose their tie against the k that are there, so none is missed. Each cut
+//    is paid for by the k / 2 entries that filled the buffer, so the worst input costs a constant factor.
+//  * Too few: the pass is repeated with a lower threshold, at last with zero, where the first rule does all the work.
 #include "operation.h"
 
 #include <sys/mman.h>
