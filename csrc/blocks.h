@@ -17,10 +17,9 @@ inline bool scales_are_valid(const uint8_t* scales, size_t blocks) {
 constexpr size_t kLargestBlock = 64 * 1024;
 inline size_t blocks_at_once(size_t block_size) { return std::max(block_size, kPiece / block_size * block_size); }
 
-// Calls body(begin, length) over [begin, end) in whole blocks.
+// Calls body(begin, length) over [begin, end) in steps of whole blocks.
 template <class Body>
-void for_each_blocks(size_t begin, size_t end, size_t block_size, Body&& body) {
-  size_t step = blocks_at_once(block_size);
+void for_each_blocks(size_t begin, size_t end, size_t step, Body&& body) {
   for (size_t i = begin; i < end; i += step) body(i, std::min(step, end - i));
 }
 

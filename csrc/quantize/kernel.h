@@ -45,8 +45,8 @@ inline uint32_t block_max_key(const float* a, size_t n) {
 #if TERSEGRAD_SIMD
   U keys[2] = {splat(0u), splat(0u)};
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    prefetch(a + i);  // every other line; the second pass over the block asks for the rest
     for (size_t j = 0; j < 2; ++j) {
-      prefetch(a + i + j * kLanes);
       keys[j] = larger(keys[j], key_of(load(a + i + j * kLanes)));
     }
   }
@@ -71,7 +71,11 @@ inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noi
                           keeping ? lost + at : nullptr);
   };
   if (noise == nullptr) {
-    for (; i + kLanes <= n; i += kLanes) lanes(i, splat(kRoundToNearest));
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+      prefetch(a + i + kLanes);
+      lanes(i, splat(kRoundToNearest));
+      lanes(i + kLanes, splat(kRoundToNearest));
+    }
   } else {
     // The words of one call serve 128 entries, in two runs of four vectors; a block may begin at the second.
     U words[4];
@@ -79,6 +83,8 @@ inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noi
     if (second) philox_lanes(*noise, static_cast<uint32_t>(first / 128 * 16), words);
     for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
       if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
+      prefetch(a + i + kLanes);
+      prefetch(a + i + 3 * kLanes);
       for (size_t j = 0; j < 4; ++j) {
         lanes(i + j * kLanes, second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu));
       }

@@ -13,7 +13,8 @@ bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout
   for_each_chunk(x.count, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
     float scratch[kLargestBlock];
     uint32_t key = 0;
-    for_each_blocks(chunk_begin, chunk_end, layout.block_size, [&](size_t i, size_t n) {
+    size_t step = residual ? layout.block_size : blocks_at_once(layout.block_size);
+    for_each_blocks(chunk_begin, chunk_end, step, [&](size_t i, size_t n) {
       uint8_t* scales = body + layout.scale_bytes(i);
       const float* a = float_entries(x, residual, i, n, scratch);
       float* lost = residual != nullptr && dtype == DType::float32 ? residual + i : nullptr;
@@ -42,7 +43,7 @@ void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output
   const int width = bits_slot(layout.bits);
   for_each_chunk(n, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
     float scratch[kLargestBlock];
-    for_each_blocks(chunk_begin, chunk_end, layout.block_size, [&](size_t i, size_t length) {
+    for_each_blocks(chunk_begin, chunk_end, blocks_at_once(layout.block_size), [&](size_t i, size_t length) {
       float* values = out.is_direct() ? static_cast<float*>(out.at(i)) : scratch;
       kernels.dequantize[width](codes + layout.code_bytes(i), body + layout.scale_bytes(i), layout.block_size, values,
                                 length);

@@ -16,6 +16,7 @@ from .buffers import (
     Kind,
     View,
     address_of,
+    check_residual,
     has_numpy_bfloat16,
     like,
     locate,
@@ -70,7 +71,7 @@ def compress_many(
         )
     for x, r in zip(tensors, kept, strict=True):
         if r is not None:
-            residual_view(r, view(x))
+            check_residual(r, x)
     calls = [Call() for _ in tensors]
     return pack(tensors, codecs, kept, check_nonfinite(nonfinite), check_step(step), calls)
 
