@@ -16,7 +16,11 @@ void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }
 
 uint64_t load_word(const uint8_t* p, size_t available) {
   uint64_t word = 0;
-  memcpy(&word, p, std::min<size_t>(8, available));
+  if (available >= sizeof word) {
+    memcpy(&word, p, sizeof word);  // of a known size: one instruction
+  } else {
+    memcpy(&word, p, available);
+  }
   return word;
 }
 
@@ -166,11 +170,19 @@ void gather(const Entries& x, const uint32_t* index, size_t k, float* value) {
 
 void scatter(const uint32_t* index, const float* value, size_t k, const Output& out) {
   for_each_chunk(k, 1, [&](size_t begin, size_t end) {
-    for (size_t j = begin; j < end; ++j) {
-      prefetch_write(out.at(index[std::min(j + kAhead, end - 1)]));
-      float scaled = out.scale * value[j];
-      if (out.accumulate) scaled = load_entry(out.data, out.dtype, index[j]) + scaled;
-      store_entry(out.data, out.dtype, index[j], scaled);
+    auto each = [&](auto&& put) {
+      for (size_t j = begin; j < end; ++j) {
+        prefetch_write(out.at(index[std::min(j + kAhead, end - 1)]));
+        put(index[j], out.scale * value[j]);
+      }
+    };
+    auto* floats = static_cast<float*>(out.data);
+    if (out.dtype == DType::float32 && out.accumulate) {
+      each([&](size_t i, float v) { floats[i] = floats[i] + v; });
+    } else if (out.accumulate) {
+      each([&](size_t i, float v) { store_entry(out.data, out.dtype, i, load_entry(out.data, out.dtype, i) + v); });
+    } else {
+      each([&](size_t i, float v) { store_entry(out.data, out.dtype, i, v); });
     }
   });
 }
