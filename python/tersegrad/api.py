@@ -10,16 +10,17 @@ import numpy as np
 from .buffers import (
     Floats,
     View,
-    has_numpy_bfloat16,
     like,
     new_entries,
+    output_kind,
     residual_view,
     view,
     writable_view,
+    zeros_like,
 )
 from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode
 from .errors import InputError, NonFiniteError, PayloadError
-from .payload import Payload, check_expected, check_kind
+from .payload import Payload, check_expected
 
 if TYPE_CHECKING:
     from .buffers import AnyArray
@@ -101,8 +102,7 @@ def compress_view(
             raise NonFiniteError(
                 "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step"
             )
-        zeros = View(new_entries(n, x.dtype, zero=True), x.dtype, x.shape, x.kind)
-        encode(zeros, codec, body, None, call)
+        encode(zeros_like(x), codec, body, None, call)
     return Payload(codec, x.dtype, x.shape, body, x.kind, call.step, not finite)
 
 
@@ -148,18 +148,14 @@ def decompress(
     if isinstance(source, Payload):
         payload = source
         if expect is not None:
-            check_expected(payload, expect)
+            check_expected(payload.shape, payload.dtype, expect)
     else:
         payload = Payload.from_bytes(source, expect=expect)
     factor = check_scale(scale)
     if out is None:
         if accumulate:
             raise InputError("accumulate=True needs out=, the array to add to")
-        if kind is None:
-            kind = payload._kind
-            if payload.dtype == "bfloat16" and kind == "numpy" and not has_numpy_bfloat16():
-                kind = "torch"
-        check_kind(kind)
+        kind = output_kind(kind, payload._kind, payload.dtype)
         n = math.prod(payload.shape)
         try:
             array = new_entries(n, payload.dtype, zero=payload.codec.is_sparse)

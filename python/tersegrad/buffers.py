@@ -6,7 +6,6 @@ never copied, unless it is not contiguous.
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -241,13 +240,18 @@ def _ml_bfloat16() -> Any:
     return ml_dtypes.bfloat16
 
 
-def has_numpy_bfloat16() -> bool:
-    """Whether NumPy can hold bfloat16 here."""
-    try:
-        _ml_bfloat16()
-    except InputError:
-        return False
-    return True
+def output_kind(asked: object, own: Kind, dtype: str) -> Kind:
+    """The kind of array that a decoder returns: as asked, else its own, but torch for a bfloat16 that NumPy cannot hold."""
+    if asked is not None:
+        if asked in ("numpy", "torch"):
+            return asked
+        raise InputError(f"kind must be 'numpy' or 'torch', not {asked!r}")
+    if dtype == "bfloat16" and own == "numpy":
+        try:
+            _ml_bfloat16()
+        except InputError:
+            return "torch"
+    return own
 
 
 def new_entries(n: int, dtype: str, *, zero: bool) -> npt.NDArray[Any]:
@@ -255,6 +259,6 @@ def new_entries(n: int, dtype: str, *, zero: bool) -> npt.NDArray[Any]:
     return (np.zeros if zero else np.empty)(n, _ENTRY_TYPES[dtype])
 
 
-def entry_count(shape: tuple[int, ...]) -> int:
-    """The number of entries of a shape."""
-    return math.prod(shape)
+def zeros_like(x: View) -> View:
+    """Zeros of the shape, dtype and kind of `x`."""
+    return x._replace(array=new_entries(x.array.size, x.dtype, zero=True))

@@ -13,23 +13,21 @@ from .api import NonFinite, check_nonfinite
 from .buffers import (
     DTYPE_CODES,
     Bytes,
-    Kind,
-    View,
     address_of,
     check_residual,
-    has_numpy_bfloat16,
     like,
     locate,
     new_entries,
+    output_kind,
     residual_view,
     view,
     writable_view,
+    zeros_like,
 )
 from .codec import Call, Codec, check_codec, check_scale, check_step, encode
 from .codecs.native import Native
 from .errors import InputError, NonFiniteError, PayloadError
-from .message import Message, check_expected
-from .payload import check_kind
+from .message import Message, check_all_expected
 
 if TYPE_CHECKING:
     from .buffers import AnyArray
@@ -171,8 +169,7 @@ def _settle_non_finite(
     if nonfinite == "skip":
         starts = np.cumsum([0, *sizes], dtype=np.int64)
         for position in skipped:
-            x = view(tensors[position])
-            zeros = View(new_entries(x.array.size, x.dtype, zero=True), x.dtype, x.shape, x.kind)
+            zeros = zeros_like(view(tensors[position]))
             part = body[starts[position] : starts[position] + sizes[position]]
             encode(zeros, codecs[position], part, None, Call(step))
         return
@@ -212,11 +209,7 @@ def decompress_many(
     """
     message = source if isinstance(source, Message) else Message.from_bytes(source, expect=expect)
     if expect is not None and message is source:
-        if len(message) != len(expect):
-            raise PayloadError(
-                f"the message has {len(message)} tensors; expected were {len(expect)}"
-            )
-        check_expected(message.shapes, message.dtypes, expect)
+        check_all_expected(message.shapes, message.dtypes, expect)
     factor = check_scale(scale)
     if out is None and accumulate:
         raise InputError("accumulate=True needs out=, the arrays to add to")
@@ -236,7 +229,7 @@ def decompress_many(
         zip(message.codecs, message.dtypes, message.shapes, strict=True)
     ):
         if out is None:
-            chosen = _chosen_kind(kind, message._kind, dtype)
+            chosen = output_kind(kind, message._kind, dtype)
             array = new_entries(math.prod(shape), dtype, zero=codec.is_sparse)
             results.append(like(array, dtype, shape, chosen))
         else:
@@ -253,10 +246,3 @@ def decompress_many(
             body, dtype, message.step, array, accumulate, factor, out is None and codec.is_sparse
         )
     return results
-
-
-def _chosen_kind(kind: Kind | None, own: Kind, dtype: str) -> Kind:
-    if kind is not None:
-        check_kind(kind)
-        return kind
-    return "torch" if dtype == "bfloat16" and not has_numpy_bfloat16() else own

@@ -19,15 +19,10 @@ from .buffers import (
     Kind,
     bytes_view,
     is_tensor,
-    view,
 )
-from .codec import (
-    ENTRY_LIMIT,
-    Codec,
-    codec_by_id,
-)
+from .codec import ENTRY_LIMIT, Codec, codec_by_id
 from .errors import CodecError, PayloadError
-from .payload import VERSION
+from .payload import CHECKSUM, VERSION, check_expected, verify_checksum
 
 if TYPE_CHECKING:
     from .buffers import AnyArray
@@ -37,10 +32,9 @@ STANDING_BYTES = 24  # parameters of a codec that has not met a tensor
 
 # magic, version, codecs, zeros, tensors, step, body bytes; then the checksum and the tables.
 _HEAD = struct.Struct("<4sBB2sIIQ")
-_CHECKSUM = struct.Struct("<I")
 _CODEC = struct.Struct(f"<B3s{STANDING_BYTES}s")
 _TENSOR = struct.Struct("<BBBB")
-HEADER_BYTES = _HEAD.size + _CHECKSUM.size
+HEADER_BYTES = _HEAD.size + CHECKSUM.size
 
 
 class Message:
@@ -125,7 +119,7 @@ class Message:
         )
         table = b"".join(tables)
         checksum = _core.crc32c(self._bodies, _core.crc32c(table, _core.crc32c(head)))
-        return b"".join((head, _CHECKSUM.pack(checksum), table, self._bodies.data))
+        return b"".join((head, CHECKSUM.pack(checksum), table, self._bodies.data))
 
     @classmethod
     def from_bytes(cls, buffer: Any, *, expect: Sequence[AnyArray] | None = None) -> Message:
@@ -148,14 +142,7 @@ class Message:
             raise PayloadError(
                 f"message version {version} with flags {zeros.hex()} is not supported"
             )
-        (stated,) = _CHECKSUM.unpack_from(data, _HEAD.size)
-        checksum = _core.crc32c(data[HEADER_BYTES:], _core.crc32c(data[: _HEAD.size]))
-        if stated != checksum:
-            raise PayloadError(
-                f"checksum {checksum:08x} does not match the stated {stated:08x}: the message is damaged"
-            )
-        if expect is not None and count != len(expect):
-            raise PayloadError(f"the message has {count} tensors; expected were {len(expect)}")
+        verify_checksum(data, _HEAD.size, "message")
         reader = _Reader(data, body_bytes)
         codecs = [_read_codec(*_CODEC.unpack(reader.take(_CODEC.size))) for _ in range(codec_count)]
         used, dtypes, shapes, sizes = [], [], [], []
@@ -179,7 +166,7 @@ class Message:
         if reader.left != 0 or sum(sizes) != body_bytes:
             raise PayloadError(f"the bodies have {body_bytes} bytes; the tables make {sum(sizes)}")
         if expect is not None:
-            check_expected(shapes, dtypes, expect)
+            check_all_expected(shapes, dtypes, expect)
         bodies = data[data.size - body_bytes :]
         kind: Kind = "torch" if is_tensor(buffer) else "numpy"
         return cls(used, dtypes, shapes, bodies, sizes, kind, step)
@@ -212,13 +199,11 @@ def _read_codec(codec_id: int, zeros: bytes, params: bytes) -> Codec:
     return codec
 
 
-def check_expected(
+def check_all_expected(
     shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str], expect: Sequence[AnyArray]
 ) -> None:
-    """`PayloadError` unless the shapes and dtypes are those of `expect`."""
-    for position, (shape, dtype, like_this) in enumerate(zip(shapes, dtypes, expect, strict=True)):
-        wanted = view(like_this, "expect")
-        if (shape, dtype) != (wanted.shape, wanted.dtype):
-            raise PayloadError(
-                f"tensor {position} of the message is {dtype} {shape}; expected was {wanted.dtype} {wanted.shape}"
-            )
+    """`PayloadError` unless number, shapes and dtypes are those of `expect`."""
+    if len(shapes) != len(expect):
+        raise PayloadError(f"the message has {len(shapes)} tensors; expected were {len(expect)}")
+    for position, (shape, dtype, wanted) in enumerate(zip(shapes, dtypes, expect, strict=True)):
+        check_expected(shape, dtype, wanted, f"tensor {position} of the message")

@@ -20,7 +20,7 @@ from .buffers import (
     view,
 )
 from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, codec_by_id
-from .errors import CodecError, InputError, PayloadError
+from .errors import CodecError, PayloadError
 
 if TYPE_CHECKING:
     from .buffers import AnyArray
@@ -30,8 +30,8 @@ VERSION = 1
 
 # magic, version, codec, dtype, rank, parameters, body bytes; then the checksum, the shape, the body.
 _HEAD = struct.Struct(f"<4sBBBB{PARAMETER_BYTES}sQ")
-_CHECKSUM = struct.Struct("<I")
-HEADER_BYTES = _HEAD.size + _CHECKSUM.size
+CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _HEAD.size + CHECKSUM.size
 
 
 class Payload:
@@ -111,7 +111,7 @@ class Payload:
         )
         shape = struct.pack(f"<{len(self.shape)}Q", *self.shape)
         checksum = _core.crc32c(self._body, _core.crc32c(head + shape))
-        return b"".join((head, _CHECKSUM.pack(checksum), shape, self._body.data))
+        return b"".join((head, CHECKSUM.pack(checksum), shape, self._body.data))
 
     @classmethod
     def from_bytes(cls, buffer: Any, *, expect: AnyArray | None = None) -> Payload:
@@ -148,12 +148,7 @@ class Payload:
             raise PayloadError(
                 f"the payload states {start + body_bytes} bytes, the buffer has {data.size}"
             )
-        (stated,) = _CHECKSUM.unpack_from(data, _HEAD.size)
-        checksum = _core.crc32c(data[HEADER_BYTES:], _core.crc32c(data[: _HEAD.size]))
-        if stated != checksum:
-            raise PayloadError(
-                f"checksum {checksum:08x} does not match the stated {stated:08x}: the payload is damaged"
-            )
+        verify_checksum(data, _HEAD.size, "payload")
         if dtype_code not in DTYPES:
             raise PayloadError(f"dtype code {dtype_code} is unknown")
         dtype = DTYPES[dtype_code]
@@ -161,7 +156,7 @@ class Payload:
         if math.prod(size for size in shape if size) >= ENTRY_LIMIT:
             raise PayloadError(f"shape {shape} has 2**32 entries or more")
         if expect is not None:
-            _check_expected(shape, dtype, expect)
+            check_expected(shape, dtype, expect)
         n = math.prod(shape)
         codec, step = _read_codec(codec_id, params, n)
         expected = codec.body_size(n, dtype)
@@ -171,6 +166,16 @@ class Payload:
             )
         return cls(
             codec, dtype, shape, data[start:], "torch" if is_tensor(buffer) else "numpy", step
+        )
+
+
+def verify_checksum(data: Bytes, at: int, what: str) -> None:
+    """`PayloadError` unless the checksum at offset `at` is that of all other bytes."""
+    (stated,) = CHECKSUM.unpack_from(data, at)
+    checksum = _core.crc32c(data[at + CHECKSUM.size :], _core.crc32c(data[:at]))
+    if stated != checksum:
+        raise PayloadError(
+            f"checksum {checksum:08x} does not match the stated {stated:08x}: the {what} is damaged"
         )
 
 
@@ -185,20 +190,12 @@ def _read_codec(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
     return codec, step
 
 
-def _check_expected(shape: tuple[int, ...], dtype: str, expect: AnyArray) -> None:
+def check_expected(
+    shape: tuple[int, ...], dtype: str, expect: AnyArray, what: str = "the payload"
+) -> None:
+    """`PayloadError` unless shape and dtype are those of `expect`."""
     wanted = view(expect, "expect")
     if (shape, dtype) != (wanted.shape, wanted.dtype):
         raise PayloadError(
-            f"the payload holds {dtype} {shape}; expected was {wanted.dtype} {wanted.shape}"
+            f"{what} holds {dtype} {shape}; expected was {wanted.dtype} {wanted.shape}"
         )
-
-
-def check_expected(payload: Payload, expect: AnyArray) -> None:
-    """`PayloadError` unless the payload has the shape and dtype of `expect`."""
-    _check_expected(payload.shape, payload.dtype, expect)
-
-
-def check_kind(kind: object) -> None:
-    """`InputError` unless `kind` names one."""
-    if kind not in ("numpy", "torch"):
-        raise InputError(f"kind must be 'numpy' or 'torch', not {kind!r}")
