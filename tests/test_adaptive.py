@@ -119,6 +119,19 @@ def test_a_constant_delay_leaves_what_the_deadline_allows_beside_it(latency: flo
     assert 0.9 * allowed < link.nbytes < 1.01 * allowed
 
 
+def test_a_codec_without_a_fixed_size_is_judged_by_what_it_sent() -> None:
+    try:
+        codec = tg.TopK(density=0.001, values=tg.Quantize(bits=4), indices="rice")
+    except tg.CodecError:
+        pytest.skip("this build has no codec without a fixed size")
+    link, feedback = adaptive(codec, hysteresis=0, window=1), tg.ErrorFeedback(codec)
+    for step in range(6):
+        feedback.codec = link.codec
+        sent = len(bytes(feedback.compress_many({"w": gradient(100_000, step).reshape(500, 200)})))
+        link.observe(sent, sent / 2_000)
+    assert 1_800 < sent < 2_100  # 2,000 bytes fit, and such gradients differ by a few per cent
+
+
 def test_without_a_guess_it_starts_at_the_given_codec() -> None:
     link = adaptive()
     assert link.codec is TOPK
@@ -174,12 +187,13 @@ def test_a_state_travels_as_json_and_continues_as_if_nothing_had_happened() -> N
     "state",
     [
         {},
-        {"version": 2, "density": 0.01, "speeds": []},
-        {"version": 1, "density": 0.5, "speeds": []},
-        {"version": 1, "density": float("nan"), "speeds": []},
-        {"version": 1, "density": 0.01, "speeds": [0.0]},
-        {"version": 1, "density": 0.01, "speeds": ["fast"]},
-        {"version": 1, "density": 0.01, "speeds": 3},
+        {"version": 2, "density": 0.01, "share": 1, "speeds": []},
+        {"version": 1, "density": 0.5, "share": 1, "speeds": []},
+        {"version": 1, "density": float("nan"), "share": 1, "speeds": []},
+        {"version": 1, "density": 0.01, "share": 1, "speeds": [0.0]},
+        {"version": 1, "density": 0.01, "share": 0, "speeds": []},
+        {"version": 1, "density": 0.01, "share": 1, "speeds": ["fast"]},
+        {"version": 1, "density": 0.01, "share": 1, "speeds": 3},
         None,
     ],
     ids=repr,

@@ -55,10 +55,11 @@ class AdaptiveCodec:
     The control law, once per `observe`:
 
     1. The speed of the link is taken as the lower quartile of the last `window` speeds observed, ``sorted(speeds)[(count - 1) // 4]``.
-       With a window of eight one stalled round changes nothing, two slow rounds slow it down, and it takes six fast ones to
+       With a window of eight one stalled round changes nothing, two slow it down, and it takes seven fast ones to
        trust a faster link.
     2. The message may have ``speed * deadline / 8`` bytes. `Codec.body_size` gives the size of a message at any density, so the
-       highest density that fits is found by bisection, without compressing anything.
+       highest density that fits is found by bisection, without compressing anything. A codec whose bodies have no fixed size
+       is taken to fill the same share of the most it can take as in the message observed last.
     3. A lower density is taken at once. A higher one is taken when it is at least ``1 + hysteresis`` times the present one, or
        reaches `max_density`. So the size expected never exceeds what step 2 allows (unless at `min_density`), and a jittering link
        does not make it flutter.
@@ -115,6 +116,7 @@ class AdaptiveCodec:
         views = [view(x) for x in (layout if isinstance(layout, (list, tuple)) else [layout])]
         self._compressed = [(x.array.size, x.dtype) for x in views if x.array.size >= min_size]
         self._fixed_bytes = _bytes_besides(codec, views, min_size)
+        self._share = 1.0  # what the last message took of the most that it could have taken
         self._speeds: deque[float] = deque(maxlen=window)
         self._guess = None if uplink is None else parse_rate(uplink)
         if self._guess is not None:
@@ -129,7 +131,7 @@ class AdaptiveCodec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a message of `compress_many` with the present codec."""
+        """Bytes of a message of `compress_many` with the present codec; an estimate where its bodies have no fixed size."""
         return self._size(self.codec)
 
     @property
@@ -146,6 +148,8 @@ class AdaptiveCodec:
         for name, value in (("sent_bytes", sent_bytes), ("seconds", seconds)):
             if not (isinstance(value, (int, float, np.number)) and 0 < value < math.inf):
                 raise InputError(f"{name} must be a finite number above 0, not {value!r}")
+        if not getattr(self.codec, "is_fixed_size", True):
+            self._share = min(1.0, float(sent_bytes) / self._most(self.codec))
         self._speeds.append(8 * float(sent_bytes) / float(seconds))
         density, present = self._highest_density(), self._density()
         rises = density >= present * (1 + self.hysteresis) or density == self.max_density
@@ -158,13 +162,18 @@ class AdaptiveCodec:
         return {
             "version": STATE_VERSION,
             "density": self._density(),
+            "share": self._share,
             "speeds": list(self._speeds),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a snapshot; `StateError`, and nothing changed, if it is not one."""
         try:
-            version, density = state["version"], float(state["density"])
+            version, share, density = (
+                state["version"],
+                float(state["share"]),
+                float(state["density"]),
+            )
             speeds = [float(speed) for speed in state["speeds"]]
         except (TypeError, KeyError, ValueError) as error:
             raise StateError(f"not a state of AdaptiveCodec: {error!r}") from error
@@ -176,9 +185,10 @@ class AdaptiveCodec:
             raise StateError(
                 f"density {density} lies outside {self.min_density} to {self.max_density}"
             )
-        if not all(0 < speed < math.inf for speed in speeds):
-            raise StateError("a speed is not a finite number above 0")
+        if not (all(0 < speed < math.inf for speed in speeds) and 0 < share <= 1):
+            raise StateError("a speed is not a finite number above 0, or the share not one up to 1")
         self._speeds = deque(speeds, maxlen=self._speeds.maxlen)
+        self._share = share
         self.codec = self._with_density(density)
 
     def _density(self) -> float:
@@ -189,7 +199,11 @@ class AdaptiveCodec:
         return codec
 
     def _size(self, codec: Codec) -> int:
-        return self._fixed_bytes + sum(codec.body_size(n, dtype) for n, dtype in self._compressed)
+        return math.ceil(self._share * self._most(codec))
+
+    def _most(self, codec: Codec) -> int:
+        size = getattr(codec, "max_body_size", codec.body_size)
+        return self._fixed_bytes + sum(size(n, dtype) for n, dtype in self._compressed)
 
     def _highest_density(self) -> float:
         """The highest step of the ladder whose message fits; the lowest step if none does."""

@@ -22,8 +22,8 @@ from .updates import Updates, read_updates
 if TYPE_CHECKING:
     from ..buffers import AnyArray
 
-#: Tensors of fewer entries travel as they are: they weigh nothing, and biases are sensitive.
-MIN_SIZE = 1024
+#: Tensors of fewer entries travel as they are.
+MIN_SIZE = 64
 
 _DENSITIES = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 #: What is measured unless the caller names codecs: from everything as it is to one entry in a thousand.
