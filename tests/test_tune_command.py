@@ -111,6 +111,20 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(update_file: Path, tmp_pa
     assert "cannot write to" in errors.splitlines()[-1]
 
 
+def test_updates_that_cancel_are_reported_all_the_same(tmp_path: Path) -> None:
+    files = [tmp_path / "there.npy", tmp_path / "back.npy"]
+    for path, sign in zip(files, (1, -1), strict=True):
+        np.save(path, sign * gradient(5000))
+    limits = ("--max-bytes", "1KB", "--json", "--out", tmp_path)
+    printed, _ = command("tune", *files, *limits)
+    rows = json.loads(printed, parse_constant=pytest.fail)["rows"]
+    (masks,) = {r["error"] for r in rows if r["codec"]["codec"] == "RandomK"}
+    assert (
+        masks is None
+    )  # two masks cannot cancel: an infinite share of nothing, which JSON cannot hold
+    assert (tmp_path / "rate-distortion.png").exists()
+
+
 def test_help_teaches() -> None:
     text, _ = command("tune", "--help")
     for word in ("--uplink 2mbit --deadline 5s", "--max-bytes", "exit status", "NMSE"):

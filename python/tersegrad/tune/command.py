@@ -82,10 +82,10 @@ def run(options: argparse.Namespace) -> int:
     budget = Budget.parse(options.uplink, options.deadline, options.max_bytes)
     updates = read_updates(options.files)
     if not options.json:
-        count = len(updates.rounds)
+        tensors, rounds = len(updates.names), len(updates.rounds)
         print(
-            f"{updates.entries:,} entries in {len(updates.names)} tensors, "
-            f"{format_bytes(updates.dense_bytes)} a round" + (f", {count} rounds" * (count > 1))
+            f"{updates.entries:,} entries in {tensors} tensor{'s' * (tensors > 1)}, "
+            f"{format_bytes(updates.dense_bytes)} a round{f', {rounds} rounds' * (rounds > 1)}"
         )
     with progress_bar() as show:
         rows = measure(
@@ -101,19 +101,18 @@ def run(options: argparse.Namespace) -> int:
         except BudgetError as error:
             reason = str(error)
     row = None if best is None else best.best
-    results = as_dict(rows, budget, best, updates)
+    results = json.dumps(as_dict(rows, budget, row, updates), indent=1)
     if options.json:
-        print(json.dumps(results, indent=1))
+        print(results)
     else:
         show_table(rows, budget, row)
     screen = sys.stderr if options.json else sys.stdout
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        data = options.out / "results.json"
-        data.write_text(json.dumps(results, indent=1) + "\n")
+        data, picture = options.out / "results.json", options.out / "rate-distortion.png"
+        data.write_text(results + "\n")
         print(f"Results: {data}", file=screen)
         if can_plot():
-            picture = options.out / "rate-distortion.png"
             plot(rows, budget, row, picture, f", {options.files[0].name}")
             print(f"Plot: {picture}", file=screen)
         else:
@@ -126,9 +125,7 @@ def run(options: argparse.Namespace) -> int:
     if best is None:
         print("To have one chosen, give --uplink and --deadline, or --max-bytes.", file=screen)
     else:
+        line = codec_line(best.codec, "tg.")
         print(f"Best for {budget}: {best}", file=screen)
-        print(
-            f"  import tersegrad as tg\n  codec = {codec_line(best.codec, 'tg.')}",
-            file=screen,
-        )
+        print(f"  import tersegrad as tg\n  codec = {line}", file=screen)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from .. import __version__, kernels
 from ..codec import Codec
 from ..terminal import print_table
 from .measure import Row, codec_line
-from .recommend import Budget, Recommendation
+from .recommend import Budget
 from .units import format_bytes, format_rate
 from .updates import Updates
 
@@ -49,7 +50,7 @@ def show_table(rows: Sequence[Row], budget: Budget, best: Row | None) -> None:
 
 
 def as_dict(
-    rows: Sequence[Row], budget: Budget, best: Recommendation | None, updates: Updates
+    rows: Sequence[Row], budget: Budget, best: Row | None, updates: Updates
 ) -> dict[str, Any]:
     """The same for machines: plain data."""
     return {
@@ -68,7 +69,7 @@ def as_dict(
             "deadline": budget.deadline,
             "max_bytes": budget.max_bytes,
         },
-        "best": None if best is None else _row(best.best, budget),
+        "best": None if best is None else _row(best, budget),
         "rows": [_row(row, budget) for row in rows],
     }
 
@@ -79,15 +80,20 @@ def _row(row: Row, budget: Budget) -> dict[str, Any]:
         "python": codec_line(row.codec, "tg."),
         "nbytes": row.nbytes,
         "ratio": row.ratio,
-        "nmse": row.nmse,
-        "feedback_nmse": row.feedback_nmse,
-        "error": row.error,
+        "nmse": _finite(row.nmse),
+        "feedback_nmse": _finite(row.feedback_nmse),
+        "error": _finite(row.error),
         "cosine": row.cosine,
         "compress_seconds": row.compress_seconds,
         "decompress_seconds": row.decompress_seconds,
         "seconds": budget.seconds(row),
         "fits": budget.fits(row),
     }
+
+
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinity, which the error is when updates sum up to nothing."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def can_plot() -> bool:
@@ -106,7 +112,8 @@ def plot(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     # Nearer than this is as good as exact, and would squeeze the others together.
-    floor = 1e-4 * max(row.error for row in rows) or 1.0
+    rows = [row for row in rows if math.isfinite(row.error)]
+    floor = 1e-4 * max((row.error for row in rows), default=0.0) or 1.0
 
     def height(row: Row) -> float:
         return max(row.error, floor)
@@ -130,7 +137,7 @@ def plot(
                 textcoords="offset points", fontsize=7.5, color=colour,
                 ha="left" if above else "right", va="bottom" if above else "top", zorder=4,
             )  # fmt: skip
-    if best is not None:
+    if best in rows:
         axes.plot(
             best.nbytes, height(best), "o", markersize=16, markerfacecolor="none", zorder=5,
             markeredgecolor="black", markeredgewidth=1.8, label=f"best: {codec_line(best.codec)}",
@@ -184,13 +191,15 @@ def _limits(axes: Any, budget: Budget) -> None:
 
 
 def _series(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by class and value codec: what is drawn as one line."""
+    """Rows by class, value codec and index form: what is drawn as one line."""
     series: dict[str, list[Row]] = {}
     for row in rows:
         values = getattr(row.codec, "values", None)
         name = type(row.codec).__name__
         if isinstance(values, Codec):
             name += f", values {codec_line(values)}"
+        form = getattr(row.codec, "indices", "auto")
+        name += "" if form == "auto" else f", {form}"
         series.setdefault(name, []).append(row)
     return {name: sorted(own, key=lambda row: row.nbytes) for name, own in series.items()}
 
