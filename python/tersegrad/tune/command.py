@@ -113,7 +113,9 @@ def run(options: argparse.Namespace) -> int:
         data.write_text(results + "\n")
         print(f"Results: {data}", file=screen)
         if can_plot():
-            plot(rows, budget, row, picture, f", {options.files[0].name}")
+            more = len(options.files) - 1
+            about = f", {options.files[0].name}{f' and {more} more' * (more > 0)}"
+            plot(rows, budget, row, picture, about)
             print(f"Plot: {picture}", file=screen)
         else:
             print("No plot: pip install 'tersegrad[cli]' brings matplotlib", file=sys.stderr)

@@ -130,12 +130,14 @@ def plot(
             [row.nbytes for row in members], [height(row) for row in members],
             color=colour, marker=marker, markersize=6, linewidth=1.2, label=name, zorder=3,
         )  # fmt: skip
-        above = number % 2 == 0
+        side = (
+            1 if number % 2 == 0 else -1
+        )  # labels above and to the right, or below and to the left
         for row in members:
             axes.annotate(
-                _point(row), (row.nbytes, height(row)), (4, 4) if above else (-4, -4),
-                textcoords="offset points", fontsize=7.5, color=colour,
-                ha="left" if above else "right", va="bottom" if above else "top", zorder=4,
+                _point(row), (row.nbytes, height(row)), (4 * side, 4 * side),
+                textcoords="offset points", fontsize=7.5, color=colour, zorder=4,
+                ha="left" if side > 0 else "right", va="bottom" if side > 0 else "top",
             )  # fmt: skip
     if best in rows:
         axes.plot(
