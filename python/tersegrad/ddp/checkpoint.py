@@ -26,7 +26,7 @@ def place_of(state: CompressionState) -> tuple[int, int, int]:
     if not groups.nodes:
         return (*groups.place(), 1)
     whole = state._whole_group or dist.group.WORLD
-    return dist.get_rank(whole), dist.get_world_size(whole), groups.inside_size
+    return dist.get_rank(whole), dist.get_world_size(whole), groups.node_size
 
 
 def save(state: CompressionState) -> dict[str, Any]:

@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from .. import _core
 from ..buffers import bytes_view, view
 from .coding import Coder, Task
+from .groups import Group, all_gather, all_reduce, all_to_all
 from .layout import Layout, Slot
 from .message import ABSENT, NON_FINITE, SENT, read_heads, write_head
 
@@ -37,15 +37,15 @@ class Dense:
     def __init__(self, coder: Coder, task: Task) -> None:
         self.coder, self.task = coder, task
 
-    def start(self, group: dist.ProcessGroup) -> None:
+    def start(self, group: Group) -> None:
         task = self.task
         self.coder.clip(task)
         task.buffer.div_(task.layout.world_size)
         layout = task.layout
         layout.counters.begin(sent=layout.dense_bytes, received=dense_received_bytes(layout))
-        self.work = dist.all_reduce(task.buffer, group=group, async_op=True)
+        self.work = all_reduce(group, task.buffer)
 
-    def finish(self, group: dist.ProcessGroup | None) -> torch.Tensor:
+    def finish(self, group: Group | None) -> torch.Tensor:
         task, counters = self.task, self.task.layout.counters
         watch = Stopwatch()
         self.work.wait()
@@ -65,7 +65,7 @@ class AllGather:
     def __init__(self, coder: Coder, task: Task) -> None:
         self.coder, self.task = coder, task
 
-    def start(self, group: dist.ProcessGroup) -> None:
+    def start(self, group: Group) -> None:
         task, counters = self.task, self.task.layout.counters
         watch = Stopwatch()
         size, world_size = task.layout.message_bytes, task.layout.world_size
@@ -74,9 +74,9 @@ class AllGather:
         self.coder.encode(task)
         counters.add(compress_seconds=watch())
         counters.begin(sent=size, received=(world_size - 1) * size)
-        self.work = all_gather()(self.gathered, task.own, group=group, async_op=True)
+        self.work = all_gather(group, self.gathered, task.own)
 
-    def finish(self, group: dist.ProcessGroup | None) -> torch.Tensor:
+    def finish(self, group: Group | None) -> torch.Tensor:
         task, counters = self.task, self.task.layout.counters
         watch = Stopwatch()
         self.work.wait()
@@ -114,7 +114,7 @@ class TwoStep(AllGather):
     the mean on, compressed again with a residual of its own. Each receives about two messages.
     """
 
-    def start(self, group: dist.ProcessGroup) -> None:
+    def start(self, group: Group) -> None:
         task, counters = self.task, self.task.layout.counters
         layout = task.layout
         watch = Stopwatch()
@@ -125,16 +125,9 @@ class TwoStep(AllGather):
         counters.add(compress_seconds=watch())
         counters.begin(sent=layout.message_bytes, received=(layout.world_size - 1) * mine)
         sizes = [section.size for section in layout.sections]
-        self.work = dist.all_to_all_single(
-            self.received,
-            task.own,
-            output_split_sizes=[mine] * layout.world_size,
-            input_split_sizes=sizes,
-            group=group,
-            async_op=True,
-        )
+        self.work = all_to_all(group, self.received, task.own, [mine] * layout.world_size, sizes)
 
-    def finish(self, group: dist.ProcessGroup | None) -> torch.Tensor:
+    def finish(self, group: Group | None) -> torch.Tensor:
         task, layout, counters = self.task, self.task.layout, self.task.layout.counters
         watch = Stopwatch()
         self.work.wait()
@@ -147,7 +140,7 @@ class TwoStep(AllGather):
         self._send_on(own, messages, marks, lost)
         counters.add(compress_seconds=watch())
         counters.begin(sent=own.numel(), received=(layout.world_size - 1) * own.numel())
-        all_gather()(means, own, group=group)
+        all_gather(group, means, own).wait()
         counters.waited(watch())
         result = self._decode(means.view(layout.world_size, -1), lost)
         counters.add(decode_seconds=watch())
@@ -214,12 +207,6 @@ def lost_in(task: Task, marks: list[bytes]) -> list[Slot]:
     return [
         slot for slot in task.layout.slots if any(mark[slot.index] == NON_FINITE for mark in marks)
     ]
-
-
-def all_gather() -> Any:
-    """The all-gather into one tensor, by the name that this torch does not warn about."""
-    newer = getattr(dist, "all_gather_single", None)
-    return newer or dist.all_gather_into_tensor
 
 
 def _all_finite(values: torch.Tensor) -> bool:

@@ -1,19 +1,20 @@
-"""The process groups of a state, and whether its ranks are set up alike."""
+"""The process groups of a state, copies of them for the worker, and their collectives."""
 
 from __future__ import annotations
 
+import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from ..errors import StateError
-from .exchange import all_gather
 
-Group: TypeAlias = dist.ProcessGroup
-GroupOrPair: TypeAlias = Group | tuple[Group, Any] | None
+Group: TypeAlias = Any  # a ProcessGroup, or the gloo backend that is the worker's copy of one
+GroupOrPair: TypeAlias = Any  # None, a ProcessGroup, or a pair of them
 
 
 @dataclass(eq=False)
@@ -27,14 +28,15 @@ class Groups:
     exchange : ProcessGroup or None
         Compressed messages travel here: the only group, or the one between nodes; None on a rank
         that is not the leader of its node.
-    inside_size : int
+    node_size : int
         Ranks of a node; 1 without nodes.
     """
 
     hook: Group
     exchange: Group | None
-    inside_size: int
-    _copies: dict[str, Group]
+    node_size: int = 1
+    nodes: bool = False
+    _copies: dict[str, Group] = field(default_factory=dict)
 
     @classmethod
     def of(cls, given: GroupOrPair) -> Groups:
@@ -45,20 +47,18 @@ class Groups:
                     "no process group: call torch.distributed.init_process_group first"
                 )
             size_of(group)
-            return cls(group, group, 1, {})
+            return cls(group, group)
         inside, between = given
-        leads = dist.get_rank(inside) == 0
-        member = between is not None and between is not dist.GroupMember.NON_GROUP_MEMBER
-        if leads and (not member or dist.get_rank(between) < 0):
+        size = size_of(inside)
+        if dist.get_rank(inside) != 0:
+            return cls(inside, None, size, True)
+        outside = between is None or between is dist.GroupMember.NON_GROUP_MEMBER
+        if outside or dist.get_rank(between) < 0:
             raise StateError(
-                "rank 0 of the group inside a node leads it, and must be in the group between nodes: "
-                "process_group=(inside, between)"
+                "rank 0 of the group inside a node leads it, and must be in the group between "
+                "nodes: process_group=(inside, between)"
             )
-        return cls(inside, between if leads else None, size_of(inside), {})
-
-    @property
-    def nodes(self) -> bool:
-        return self.hook is not self.exchange
+        return cls(inside, between, size, True)
 
     def place(self) -> tuple[int, int]:
         """Rank and number of ranks where compressed messages travel."""
@@ -66,23 +66,37 @@ class Groups:
             return 0, 1
         return dist.get_rank(self.exchange), size_of(self.exchange)
 
-    def copy(self, name: str) -> Group:
-        """A group of the same ranks as `hook` or `exchange` for the worker alone.
+    def has_gloo(self, device: torch.device) -> bool:
+        """Whether collectives on tensors of a device block a thread of the host."""
+        return dist.is_gloo_available() and isinstance(
+            self.hook._get_backend(device), dist.ProcessGroupGloo
+        )
 
-        All ranks of it must come here at the same point: at the first bucket that needs it.
+    def copy(self, which: str, device: torch.device) -> Group:
+        """A group of the ranks of `hook` or `exchange`, for the worker alone.
+
+        All its ranks come here at the first bucket that needs it. It is made without
+        `torch.distributed.new_group`, which either all ranks of the program must call, or whose
+        names differ between ranks that are in different numbers of groups, so that they wait for
+        each other. Where there is no gloo there is no worker: the group itself.
         """
-        if name not in self._copies:
-            group: Group = getattr(self, name)
-            timeout = None
-            if dist.get_backend(group) == "gloo":
-                timeout = group._get_backend(torch.device("cpu")).options._timeout
-            self._copies[name] = dist.new_group(
-                dist.get_process_group_ranks(group),
-                timeout=timeout,
-                backend=dist.get_backend(group),
-                use_local_synchronization=True,
+        group = getattr(self, which)
+        if not self.has_gloo(device):
+            return group
+        if which not in self._copies:
+            token = torch.tensor([time.time_ns()])
+            gathered = token.new_empty(size_of(group))
+            all_gather(group, gathered, token).wait()
+            ranks = dist.get_process_group_ranks(group)
+            name = f"tersegrad/{ranks}/{int(gathered[0])}"
+            store = distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
+            self._copies[which] = dist.ProcessGroupGloo(
+                store,
+                dist.get_rank(group),
+                size_of(group),
+                timeout=group._get_backend(device).options._timeout,
             )
-        return self._copies[name]
+        return self._copies[which]
 
 
 def size_of(group: Group) -> int:
@@ -95,7 +109,7 @@ def size_of(group: Group) -> int:
         ) from error
 
 
-def agree(group: Group, device: torch.device, facts: dict[str, Any], who: str) -> int:
+def agree(group: Group, device: torch.device, facts: dict[str, Any]) -> int:
     """Compare the ranks; `StateError` on all of them if they differ. Returns the bytes sent.
 
     Messages of different sizes make gloo abort the process, so this comes before the first one.
@@ -105,15 +119,54 @@ def agree(group: Group, device: torch.device, facts: dict[str, Any], who: str) -
         for fact in facts.values()
     ]
     own = torch.tensor(numbers, dtype=torch.int64, device=device)
-    gathered = own.new_empty(size_of(group) * len(numbers))
-    all_gather()(gathered, own, group=group)
+    gathered = own.new_empty(group.size() * len(numbers))
+    all_gather(group, gathered, own).wait()
     rows = gathered.view(-1, len(numbers)).tolist()
     for subject, column in zip(facts, zip(*rows, strict=True), strict=True):
         others = [rank for rank, value in enumerate(column) if value != column[0]]
         if others:
             raise StateError(
                 f"the ranks disagree about the {subject}: rank 0 has another than ranks {others}. "
-                "Give every rank the same CompressionState and the checkpoint of the same step; this "
-                f"rank has {who}"
+                "Give every rank the same CompressionState and the checkpoint of the same step; "
+                f"this rank has {facts[subject]}"
             )
     return own.numel() * own.element_size()
+
+
+# --- Collectives on a group, or on the worker's copy of one: each returns its Work. ---
+
+
+def all_reduce(group: Group, buffer: torch.Tensor) -> Any:
+    if isinstance(group, dist.ProcessGroup):
+        return dist.all_reduce(buffer, group=group, async_op=True)
+    return group.allreduce([buffer])
+
+
+def all_gather(group: Group, gathered: torch.Tensor, own: torch.Tensor) -> Any:
+    if isinstance(group, dist.ProcessGroup):
+        # By the name that this torch does not warn about.
+        newer = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        return newer(gathered, own, group=group, async_op=True)
+    return group._allgather_base(gathered, own)
+
+
+def all_to_all(
+    group: Group,
+    received: torch.Tensor,
+    own: torch.Tensor,
+    received_sizes: list[int],
+    own_sizes: list[int],
+) -> Any:
+    if isinstance(group, dist.ProcessGroup):
+        return dist.all_to_all_single(
+            received, own, received_sizes, own_sizes, group=group, async_op=True
+        )
+    return group.alltoall_base(received, own, received_sizes, own_sizes)
+
+
+def broadcast(group: Group, tensor: torch.Tensor) -> Any:
+    """From rank 0 of the group."""
+    if isinstance(group, dist.ProcessGroup):
+        source = dist.get_global_rank(group, 0)
+        return dist.broadcast(tensor, source, group=group, async_op=True)
+    return group.broadcast(tensor, 0)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from ..errors import StateError
-from .groups import Group, Groups
+from .groups import Group, Groups, all_reduce, broadcast
 from .memory import Memory
 
 
 def through_leader(
     buffer: torch.Tensor,
-    inside_sum: dist.Work,
+    inside_sum: Any,
     inside: Group,
     exchange: Callable[[], torch.Tensor] | None,
     memory: Memory,
@@ -33,20 +33,18 @@ def through_leader(
         except Exception as raised:
             error = raised
         told[0], told[1] = int(error is not None), int(memory.spoiled)
-    leader = dist.get_global_rank(inside, 0)
-    dist.broadcast(told, leader, group=inside)
+    broadcast(inside, told).wait()
     failed, spoiled = told.tolist()
     if error is not None:
         raise error
     if failed:
         raise StateError("the leader of this node failed: its own error says why")
     memory.spoiled = memory.spoiled or bool(spoiled)
-    dist.broadcast(buffer, leader, group=inside)
+    broadcast(inside, buffer).wait()
     return buffer
 
 
-def start_inside(buffer: torch.Tensor, groups: Groups) -> dist.Work:
+def start_inside(buffer: torch.Tensor, groups: Groups) -> Any:
     """The mean of the node, on its way."""
-    buffer.div_(groups.inside_size)
-    work: dist.Work = dist.all_reduce(buffer, group=groups.hook, async_op=True)
-    return work
+    buffer.div_(groups.node_size)
+    return all_reduce(groups.hook, buffer)

@@ -97,6 +97,7 @@ class Layout:
         counters: Counters,
     ) -> None:
         self.key, self.index, self.form = key, index, form
+        self.agreed = False  # whether the ranks were compared
         self.rank, self.world_size = rank, world_size
         self.dtype = DTYPES[buffer.dtype]
         self.device = buffer.device

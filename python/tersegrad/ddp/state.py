@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,20 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from .. import Codec, Identity
 from ..errors import InputError, StateError
 from . import checkpoint
-from .coding import Coder, Task
-from .exchange import EXCHANGES, dense_received_bytes
-from .groups import GroupOrPair, Groups, agree
-from .hierarchy import start_inside, through_leader
-from .layout import DTYPES, Form, Layout
+from .coding import Coder
+from .groups import GroupOrPair, Groups
 from .memory import Entry, Memory, norm_of
 from .momentum import MomentumCorrection
-from .rules import RuleBook, Rules, Warmup, check_warmup, with_density
+from .reducer import Exchange, Reducer
+from .rules import RuleBook, Rules, Warmup, check_warmup
 from .scratch import Scratch
 from .telemetry import Counters, Reporter
-from .worker import Worker
-
-#: The two-step exchange is chosen where it spares a rank so many bytes a step; see docs/ddp.md.
-TWO_STEP_SPARES_BYTES = 2**20
 
 
 class CompressionState:
@@ -93,7 +86,7 @@ class CompressionState:
         model: torch.nn.Module | None = None,
         *,
         process_group: GroupOrPair = None,
-        exchange: Literal["auto", "all_gather", "two_step", "noop"] = "auto",
+        exchange: Exchange = "auto",
         rules: Rules | None = None,
         min_size: int = 1024,
         warmup: Warmup | None = None,
@@ -127,7 +120,7 @@ class CompressionState:
         self._book = RuleBook(codec, rules, min_size)
         self.codec = codec
         self.process_group = process_group
-        self.exchange = exchange
+        self.exchange: Exchange = exchange
         self.warmup = check_warmup(warmup or Warmup(warmup_steps, (1.0,)), self._book)
         self.momentum = momentum
         self.scaler = scaler
@@ -140,11 +133,14 @@ class CompressionState:
         self._scratch = Scratch(scratch_bytes)
         self._coder = Coder(self._memory, self._scratch, momentum, error_feedback)
         self._reporter = Reporter(log_every, writer)
-        self._worker = Worker()
-        self._forget_layouts()
-        self._counters = Counters()
+        self._start()
         if model is not None:
             self.bind(model)
+
+    def _start(self) -> None:
+        """What neither a copy nor a checkpoint takes over."""
+        self._counters = Counters()
+        self._reducer = Reducer(self._coder, self._book, self.warmup, self.exchange, self._counters)
 
     def bind(self, model: torch.nn.Module) -> CompressionState:
         """Name the parameters as `model` does (the DDP model or the module in it); drop others."""
@@ -154,71 +150,17 @@ class CompressionState:
             if self.process_group is None:
                 self.process_group = self._whole_group
         self._memory.bind(model)
-        self._forget_layouts()
+        self._start()
         return self
 
-    def _forget_layouts(self) -> None:
-        self._layouts: dict[int, Layout] = {}
-        self._agreed: set[int] = set()
-        self._forms: dict[float, Form] = {}
-        self._groups_for: tuple[GroupOrPair, Groups] | None = None
-
-    # --- One bucket. ---
+    # --- Steps. ---
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[torch.Tensor]:
-        buffer = bucket.buffer()
-        _check_gradient(buffer)
         if bucket.index() == 0:
             self._begin_step()
-        groups, step = self._groups(), self.step
-        layout = self._layout(bucket, groups)
-        layout.counters.add(
-            dense_bytes=layout.dense_bytes,
-            dense_received_bytes=dense_received_bytes(layout),
-        )
-        future = self._travel(Task(layout, buffer, step), groups)
-        if bucket.is_last():
-            self.step += 1
-            self._counters.add(steps=1)
-            for index in [index for index in self._layouts if index > bucket.index()]:
-                self._drop_layout(index)  # DDP has rebuilt into fewer buckets
+        future = self._reducer.reduce(bucket, self.step, self._group())
+        self.step += bucket.is_last()
         return future
-
-    def _travel(self, task: Task, groups: Groups) -> torch.futures.Future[torch.Tensor]:
-        """Issue the first collective, and leave the rest to the worker.
-
-        Its job holds the task and what it needs, and not this object.
-        """
-        layout, buffer = task.layout, task.buffer
-        if layout.form == "noop":
-            return self._worker.run(lambda: buffer, buffer.device)
-        exchange = EXCHANGES[layout.form](self._coder, task)
-        memory, new = self._memory, layout.index not in self._agreed
-        self._agreed.add(layout.index)
-        compare = partial(agree, device=buffer.device, facts=self._facts(layout), who=repr(self))
-        if not groups.nodes:
-            if new:
-                layout.counters.add(sent_bytes=compare(groups.hook))
-            exchange.start(groups.hook)
-            later = groups.copy("hook") if layout.form == "two_step" else None
-            return self._worker.run(
-                partial(_guarded, memory, partial(exchange.finish, later)), buffer.device
-            )
-        inside = groups.copy("hook")
-        leads = None
-        if groups.exchange is not None:
-            between = groups.copy("exchange")
-
-            def leads() -> torch.Tensor:
-                if new:
-                    layout.counters.add(sent_bytes=compare(between))
-                exchange.start(between)
-                result: torch.Tensor = exchange.finish(between)
-                return result
-
-        work = start_inside(buffer, groups)
-        job = partial(through_leader, buffer, work, inside, leads, memory)
-        return self._worker.run(partial(_guarded, memory, job), buffer.device)
 
     def _begin_step(self) -> None:
         self.settle()
@@ -231,7 +173,7 @@ class CompressionState:
             if scale != self._coder.scale:
                 self._memory.rescale(scale / self._coder.scale)
                 self._coder.scale = scale
-        if self._is_rank_0():
+        if checkpoint.place_of(self)[0] == 0:
             if self._reporter.due(self.step):
                 self._reporter.report(self.step, self.stats())
             self._reporter.warn_of_lost_time(self._counters.read())
@@ -244,98 +186,13 @@ class CompressionState:
         if self._memory.settle():
             self.skipped += 1
 
-    def _layout(self, bucket: Any, groups: Groups) -> Layout:
-        """The plan of a bucket, made anew when DDP has rebuilt its buckets or a phase ends."""
-        index, buffer, parameters = bucket.index(), bucket.buffer(), bucket.parameters()
-        rank, world_size = groups.place()
-        density = self.warmup.density(self.step)
-        form = self._form(density, world_size, buffer.dtype, parameters)
-        place = (buffer.dtype, buffer.device, buffer.numel(), rank, world_size, form, density)
-        key = (*place, *map(id, parameters))
-        layout = self._layouts.get(index)
-        if layout is None or layout.key != key:
-            self._drop_layout(index)  # first: the fused bucket of step 0 is a whole model
-            layout = Layout(
-                key,
-                index,
-                buffer,
-                parameters,
-                partial(self._codec_of, density=density),
-                self._memory,
-                form,
-                rank,
-                world_size,
-                self._counters,
-            )
-            layout.fold_seconds()
-            self._layouts[index] = layout
-        return layout
-
-    def _drop_layout(self, index: int) -> None:
-        self._layouts.pop(index, None)
-        self._agreed.discard(index)
-        self._scratch.drop(index)
-
-    def _codec_of(self, entry: Entry, density: float = 0.0) -> Codec:
-        return with_density(self._book.codec_of(entry.name, entry.parameter), density)
-
-    def _form(
-        self,
-        density: float,
-        world_size: int,
-        dtype: torch.dtype = torch.float32,
-        parameters: Any = (),
-    ) -> Form:
-        """How buckets travel at a density. One answer for the whole model: what a bucket holds
-        must not decide, or a rebuilt bucket would change bits.
-        """
-        if self.exchange == "noop":
-            return "noop"
-        if density == 1.0:
-            return "dense"
-        if self.exchange != "auto":
-            return self.exchange
-        form = self._forms.get(density)
-        if form is None:
-            for parameter in parameters:
-                self._memory.of(parameter)
-            entries = [entry for entry in self._memory if entry.parameter.requires_grad]
-            body = sum(
-                self._codec_of(entry, density).body_size(entry.parameter.numel(), DTYPES[dtype])
-                for entry in entries
-            )
-            spared = body * (world_size - 1) * (world_size - 2) // world_size
-            form = "two_step" if spared >= TWO_STEP_SPARES_BYTES else "all_gather"
-            self._forms[density] = form
-        return form
-
-    def _facts(self, layout: Layout) -> dict[str, Any]:
-        """What all ranks must have in common."""
-        groups = self._groups()
-        return {
-            "codec": self.codec.to_dict(),
-            "options": self._options(),
-            "size of a node": groups.inside_size,
-            "layout of a bucket": layout.checksum,
-            "step": self.step,
-        }
-
-    def _options(self) -> str:
-        return (
-            f"exchange={self.exchange!r}, rules={self._book!r}, warmup={self.warmup!r}, "
-            f"momentum={self.momentum!r}, error_feedback={self.error_feedback}, "
-            f"rollback={self._memory.rollback}"
-        )
+    def _group(self) -> GroupOrPair:
+        if self.process_group is None and "process_group" in self._lost:
+            raise StateError("a copied state has no process group: set state.process_group")
+        return self.process_group
 
     def _groups(self) -> Groups:
-        given = self.process_group
-        if given is None and "process_group" in self._lost:
-            raise StateError("a copied state has no process group: set state.process_group")
-        key = dist.group.WORLD if given is None else given
-        if self._groups_for is None or self._groups_for[0] is not key:
-            self._forget_layouts()
-            self._groups_for = (key, Groups.of(given))
-        return self._groups_for[1]
+        return self._reducer.groups(self._group())
 
     # --- What is remembered. ---
 
@@ -390,7 +247,7 @@ class CompressionState:
     def _keeps_residual(self, entry: Entry) -> bool:
         if not (self.error_feedback and entry.parameter.requires_grad and self._remembers()):
             return False
-        return not isinstance(self._codec_of(entry), Identity)
+        return not isinstance(self._reducer.codec_of(entry), Identity)
 
     def _keeps_velocity(self, entry: Entry) -> bool:
         return self.momentum is not None and entry.parameter.requires_grad and self._remembers()
@@ -406,10 +263,9 @@ class CompressionState:
         world_size = self._groups().place()[1]
         dtype = next((entry.parameter.dtype for entry in self._memory), torch.float32)
         densities = {*self.warmup.densities, 0.0} if self.warmup.steps else {0.0}
-        return any(self._form(density, world_size, dtype) == "two_step" for density in densities)
-
-    def _is_rank_0(self) -> bool:
-        return checkpoint.place_of(self)[0] == 0
+        return any(
+            self._reducer.form(density, world_size, dtype) == "two_step" for density in densities
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, which DDP models hand on to their hook's state.
@@ -429,13 +285,12 @@ class CompressionState:
         kept["_reporter"] = Reporter(
             self._reporter.log_every if self._reporter.writer is None else 0, None
         )
-        for transient in ("_layouts", "_agreed", "_forms", "_groups_for", "_counters"):
-            del kept[transient]
+        del kept["_counters"], kept["_reducer"]
         return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__dict__.update(kept, _counters=Counters())
-        self._forget_layouts()
+        self.__dict__.update(kept)
+        self._start()
 
     # --- Telemetry. ---
 
@@ -470,34 +325,15 @@ class CompressionState:
                 "residual_norm": norm_of([slot.entry for slot in layout.slots]),
                 "skipped_steps": self.skipped,
             }
-            for index, layout in sorted(self._layouts.items())
+            for index, layout in sorted(self._reducer.layouts.items())
         ]
         return stats
 
     def reset_stats(self) -> None:
         """Start the counters again; `step` and `skipped`, which checkpoints hold, go on."""
         self._counters.reset()
-        for layout in self._layouts.values():
+        for layout in self._reducer.layouts.values():
             layout.counters.reset()
 
     def __repr__(self) -> str:
-        return f"CompressionState({self.codec!r}, {self._options()}, step={self.step})"
-
-
-def _guarded(memory: Memory, job: Any) -> torch.Tensor:
-    """Run a job; a step in which one failed is undone."""
-    try:
-        result: torch.Tensor = job()
-    except BaseException:
-        memory.spoiled = True
-        raise
-    return result
-
-
-def _check_gradient(buffer: torch.Tensor) -> None:
-    if buffer.layout != torch.strided or buffer.dtype not in DTYPES:
-        kind = "sparse" if buffer.layout != torch.strided else str(buffer.dtype)
-        raise InputError(
-            f"compression_hook takes dense float32, float16 or bfloat16 gradients, not {kind} "
-            "ones: convert the parameters, or keep them out of this DDP model"
-        )
+        return f"CompressionState({self.codec!r}, {self._reducer.options()}, step={self.step})"

@@ -12,7 +12,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -31,19 +31,17 @@ class Worker:
         self._process = 0
 
     def run(
-        self, job: Callable[[], torch.Tensor], device: torch.device
+        self, job: Callable[[], torch.Tensor], device: torch.device, beside: bool
     ) -> torch.futures.Future[torch.Tensor]:
         """The future of a job. What the job raises, the future raises as RuntimeError.
 
-        On a GPU the job only enqueues work, so it runs at once: on a stream of its own that has
-        waited for the current one, as `then` arranges.
+        Without `beside` the job runs at once. On a GPU it only enqueues work then, on a stream of
+        its own that has waited for the current one, as `then` arranges.
         """
-        on_host = device.type == "cpu"
-        start: torch.futures.Future[None] = torch.futures.Future(
-            devices=None if on_host else [device]
-        )
+        devices: Any = None if device.type == "cpu" else [device]
+        start: torch.futures.Future[None] = torch.futures.Future(devices=devices)
         done: torch.futures.Future[torch.Tensor] = start.then(lambda _: job())
-        if on_host:
+        if beside:
             self._queue().put(start)
         else:
             start.set_result(None)
@@ -58,9 +56,6 @@ class Worker:
             thread.start()
             weakref.finalize(self, self._jobs.put, None).atexit = False
         return self._jobs
-
-    def __reduce__(self) -> tuple[type[Worker], tuple[()]]:
-        return Worker, ()  # a copy starts a thread of its own
 
 
 def _work(jobs: Jobs) -> None:
