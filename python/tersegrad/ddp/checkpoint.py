@@ -21,6 +21,11 @@ COMMON = ("version", "step", "skipped", "scale", "world_size", "node_size", "sha
 def place_of(state: CompressionState) -> tuple[int, int, int]:
     """Rank, number of ranks, and ranks of a node."""
     if not dist.is_initialized():
+        if state.step:
+            raise StateError(
+                "which rank this state is of is unknown: call torch.distributed.init_process_group "
+                "first, and save before destroy_process_group"
+            )
         return 0, 1, 1
     groups = state._groups()
     if not groups.nodes:
@@ -87,6 +92,9 @@ def load(state: CompressionState, saved: Mapping[str, Any]) -> None:
     lacking = sorted(key for key in COMMON if key not in saved)
     if lacking or saved["version"] != VERSION:
         raise StateError(f"not a CompressionState of version {VERSION}: lacks {lacking}")
+    # A distributed checkpoint drops empty dicts.
+    nothing: dict[str, Any] = {"residuals": {}, "velocities": {}, "seconds": {}}
+    saved = {**saved, "ranks": {rank: {**nothing, **own} for rank, own in saved["ranks"].items()}}
     rank, world_size, node_size = place_of(state)
     here, there = (world_size, node_size), (int(saved["world_size"]), int(saved["node_size"]))
     _compare_shapes(state, saved["shapes"])
