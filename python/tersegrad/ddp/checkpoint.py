@@ -30,8 +30,16 @@ def place_of(state: CompressionState) -> tuple[int, int, int]:
     groups = state._groups()
     if not groups.nodes:
         return (*groups.place(), 1)
-    whole = state._whole_group or dist.group.WORLD
+    whole = whole_group(state)
     return dist.get_rank(whole), dist.get_world_size(whole), groups.node_size
+
+
+def whole_group(state: CompressionState) -> Any:
+    """The group of all ranks that train this model."""
+    if not dist.is_initialized():
+        return None
+    groups = state._groups()
+    return (state._whole_group or dist.group.WORLD) if groups.nodes else groups.hook
 
 
 def save(state: CompressionState) -> dict[str, Any]:
@@ -253,7 +261,7 @@ def load_distributed(state: CompressionState, checkpoint_id: Any, key: str = "co
 
     ``torch.distributed.checkpoint.load({key: state})`` is enough where the number of ranks has not
     changed; where it has, a rank needs the parts of all others, as `merge_states` explains, and
-    this reads them.
+    this reads them. All ranks of the state's group call it.
 
     Parameters
     ----------
@@ -284,5 +292,5 @@ def load_distributed(state: CompressionState, checkpoint_id: Any, key: str = "co
             inner[path[-1]] = None if size is None else torch.zeros(size)
     if not whole:
         raise StateError(f"{checkpoint_id} has no {key!r}")
-    load_checkpoint(whole, storage_reader=reader)
+    load_checkpoint(whole, storage_reader=reader, process_group=whole_group(state))
     state.load_state_dict(whole[key])
