@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ddp_workers
 import pytest
-
-torch = pytest.importorskip("torch")
-
-import ddp_workers  # noqa: E402
-from torch import multiprocessing  # noqa: E402
+import torch
+from ddp_workers import Results
+from torch import multiprocessing
 
 DEADLINE_SECONDS = 400
-Results = Callable[[str], list[Any]]
 
 
 class Pool:
@@ -83,10 +81,3 @@ def run(
     yield result
     for pool in pools.values():
         pool.close()
-
-
-def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
-    """Equal to the bit."""
-    return len(left) == len(right) and all(
-        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True)
-    )

@@ -34,6 +34,8 @@ MODULES = (
     *("checkpoint_scenarios", "group_scenarios"),
 )
 Scenario = Callable[[int], Any]
+#: From a scenario's name to its result on each rank.
+Results = Callable[[str], list[Any]]
 #: By name: the function and its number of ranks.
 SCENARIOS: dict[str, tuple[Scenario, int]] = {}
 
@@ -170,6 +172,22 @@ def message_of(error: Callable[[], Any], kind: type[BaseException]) -> str:
     except kind as raised:
         return str(raised)
     raise AssertionError(f"no {kind.__name__} was raised")
+
+
+# --- For the tests. ---
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    """Equal to the bit."""
+    return len(left) == len(right) and all(
+        a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(left, right, strict=True)
+    )
+
+
+def assert_replicas_follow_the_simulation(results: list[Any]) -> None:
+    for result in results:
+        assert same(result["weights"], results[0]["weights"])
+    assert same(results[0]["weights"], results[0]["simulated"])
 
 
 @contextlib.contextmanager

@@ -193,6 +193,15 @@ def disagreeing_ranks(rank: int) -> Any:
     hooked(model).step = rank
     messages["step"] = message_of(loss_of(model, batch(rank, 0)).backward, tg.StateError)
 
+    def choose(name: str, parameter: torch.Tensor) -> tg.Codec | None:
+        if rank == 1:
+            raise ArithmeticError("the rule is broken")
+        return None
+
+    model = DDP(deep_model())
+    hooked(model, rules=choose)
+    messages["rule"] = message_of(loss_of(model, batch(rank, 0)).backward, tg.StateError)
+
     model = DDP(deep_model())  # agreed at first, and then one rank goes elsewhere
     state = hooked(model)
     train(model, rank, range(2))

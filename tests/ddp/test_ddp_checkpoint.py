@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import pytest
-from conftest import same
+from ddp_workers import Results, same
 
 import tersegrad as tg
-from tersegrad.ddp import merge_states
-
-Results = Callable[[str], list[Any]]
+from tersegrad.ddp import CompressionState, load_distributed, merge_states
 
 
 @pytest.mark.parametrize("name", ["top-k", "stochastic", "two_step, momentum", "warming up"])
@@ -83,3 +80,8 @@ def test_merging_needs_the_states_of_all_ranks_and_of_one_step() -> None:
         merge_states([state, {**state, "ranks": {"1": {}}, "step": 3}])
     merged = merge_states([state, {**state, "ranks": {"1": {}}}])
     assert sorted(merged["ranks"]) == ["0", "1"]
+
+
+def test_a_folder_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(tg.StateError, match="no distributed checkpoint"):
+        load_distributed(CompressionState(tg.Sign()), tmp_path)

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from conftest import same
-from ddp_workers import CODEC
+from ddp_workers import CODEC, Results, assert_replicas_follow_the_simulation, same
 
 import tersegrad as tg
 from tersegrad.ddp.layout import own_noise
-
-Results = Callable[[str], list[Any]]
-
-
-def assert_replicas_follow_the_simulation(results: list[Any]) -> None:
-    for result in results:
-        assert same(result["weights"], results[0]["weights"])
-    assert same(results[0]["weights"], results[0]["simulated"])
 
 
 def test_replicas_stay_identical_and_equal_a_simulation_with_compress(run: Results) -> None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import same
-from ddp_workers import same_tensors
+from ddp_workers import Results, same, same_tensors
 
-Results = Callable[[str], list[Any]]
 WAYS = ("all_gather", "two_step", "momentum")
 
 
@@ -84,6 +80,7 @@ def test_a_loss_scale_that_changes_changes_no_bit_and_memory_follows_it(
         ("min_size", "options"),
         ("warmup", "options"),
         ("step", "the step"),
+        ("rule", "layout of a bucket"),
         ("later", "step 3"),
     ],
 )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ddp_workers
 import pytest
 import torch
-from conftest import same
+from ddp_workers import Results, same
 
-Results = Callable[[str], list[Any]]
+from tersegrad.ddp.memory import split
 
 
 @pytest.mark.parametrize("exchange", ["all_gather", "two_step"])
@@ -62,10 +61,6 @@ def test_a_leader_must_be_in_the_group_between_nodes(run: Results) -> None:
     assert "(inside, between)" in run("failing_leader")[0]["no leader"]
 
 
-def pending(state: dict[str, Any], name: str, parts: dict[str, Any]) -> torch.Tensor:
-    return sum(own["residuals"][name].double() for own in parts.values())
-
-
 @pytest.mark.parametrize("exchange", ["all_gather", "two_step"])
 def test_what_is_not_sent_yet_has_the_same_sum_over_fewer_ranks(
     run: Results, exchange: str
@@ -92,8 +87,6 @@ def test_what_is_not_sent_yet_has_the_same_sum_over_fewer_ranks(
 
 def placed(name: str, rank: int, part: torch.Tensor, shape: Any) -> torch.Tensor:
     """A second residual at its place in the parameter."""
-    from tersegrad.ddp.memory import split
-
     loads, flat = [0] * 4, torch.zeros(shape).flatten().double()
     for own, parameter in ddp_workers.wide_model().named_parameters():
         parts = split(parameter.numel(), loads)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import same
-from test_ddp_exchange import assert_replicas_follow_the_simulation
+from ddp_workers import Results, assert_replicas_follow_the_simulation, same
 
 import tersegrad as tg
 from tersegrad.ddp import CompressionState, MomentumCorrection, Rule, Warmup
@@ -18,8 +17,6 @@ from tersegrad.ddp.memory import ALIGNMENT, PART_ENTRIES, split
 from tersegrad.ddp.rules import RuleBook, with_density
 from tersegrad.ddp.telemetry import TRIAL_STEPS, Counters, Reporter, time_lost
 from tersegrad.ddp.worker import Worker
-
-Results = Callable[[str], list[Any]]
 
 
 def test_warmup_steps_are_those_of_plain_ddp_and_counted_as_dense(run: Results) -> None:
@@ -94,6 +91,13 @@ def test_a_rule_looks_at_name_size_and_dimension() -> None:
     assert not Rule(tg.Sign(), min_size=65).fits("w", weight)
     assert not Rule(tg.Sign(), max_size=63).fits("w", weight)
     assert not Rule(tg.Sign(), ndim=1).fits("w", weight)
+
+
+def test_a_rule_that_fits_nothing_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    rules = {"*.bias": tg.Identity(), "*.wieght": tg.Sign()}
+    CompressionState(tg.Sign(), torch.nn.Sequential(torch.nn.Linear(2, 2)), rules=rules)
+    assert len(caplog.messages) == 1
+    assert "*.wieght" in caplog.messages[0]
 
 
 def test_rules_need_names() -> None:

@@ -6,20 +6,15 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import same
-from ddp_workers import CODEC
-from test_ddp_exchange import assert_replicas_follow_the_simulation
+from ddp_workers import CODEC, Results, assert_replicas_follow_the_simulation, same
 
 import tersegrad as tg
 from tersegrad.ddp import CompressionState, compression_hook
-
-Results = Callable[[str], list[Any]]
 
 
 def bucket_counts(result: dict[str, Any]) -> list[int]:

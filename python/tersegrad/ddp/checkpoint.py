@@ -280,7 +280,10 @@ def load_distributed(state: CompressionState, checkpoint_id: Any, key: str = "co
     from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
 
     reader = FileSystemReader(checkpoint_id)
-    metadata = reader.read_metadata()
+    try:
+        metadata = reader.read_metadata()
+    except Exception as error:
+        raise StateError(f"{checkpoint_id} is no distributed checkpoint: {error!r}") from error
     whole: dict[str, Any] = {}
     for flat, path in (metadata.planner_data or {}).items():
         if path[0] == key:

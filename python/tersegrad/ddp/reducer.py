@@ -63,7 +63,11 @@ class Reducer:
         buffer = bucket.buffer()
         _check_gradient(buffer)
         groups = self.groups(given)
-        layout = self._layout(bucket, step, groups)
+        try:
+            layout = self._layout(bucket, step, groups)
+        except Exception:
+            self._tell_failure(groups, buffer.device, step)
+            raise
         layout.counters.add(
             dense_bytes=layout.dense_bytes, dense_received_bytes=dense_received_bytes(layout)
         )
@@ -81,11 +85,11 @@ class Reducer:
         """
         layout, buffer = task.layout, task.buffer
         if layout.form == "noop":
-            done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-            done.set_result(buffer)
-            return done
+            return self._worker.run(lambda: buffer, buffer.device, beside=False)
         exchange = EXCHANGES[layout.form](self.coder, task)
-        compare = partial(self._compare, task)
+        facts = None if layout.agreed else self._facts(task.step, layout.checksum)
+        compare = partial(_compare, task, facts)
+        layout.agreed = True
         if not groups.nodes:
             compare(groups.hook)
             exchange.start(groups.hook)
@@ -102,18 +106,18 @@ class Reducer:
         beside = groups.has_gloo(buffer.device)
         return self._worker.run(partial(_guarded, self.coder.memory, job), buffer.device, beside)
 
-    def _compare(self, task: Task, group: Any) -> None:
-        """Once for each new layout, see that the ranks are set up alike."""
-        layout = task.layout
-        if not layout.agreed:
-            facts = {
-                "codec": repr(self.book.codec),
-                "options": self.options(),
-                "layout of a bucket": layout.checksum,
-                "step": task.step,
-            }
-            layout.counters.add(sent_bytes=agree(group, task.buffer.device, facts))
-            layout.agreed = True
+    def _tell_failure(self, groups: Groups, device: torch.device, step: int) -> None:
+        """Ranks that could plan the bucket find out here that this one could not."""
+        if not groups.nodes and self.exchange != "noop":
+            agree(groups.hook, device, self._facts(step, -1))
+
+    def _facts(self, step: int, checksum: int) -> dict[str, Any]:
+        return {
+            "codec": repr(self.book.codec),
+            "options": self.options(),
+            "layout of a bucket": checksum,
+            "step": step,
+        }
 
     def options(self) -> str:
         coder = self.coder
@@ -130,7 +134,7 @@ class Reducer:
         index, buffer, parameters = bucket.index(), bucket.buffer(), bucket.parameters()
         rank, world_size = groups.place()
         density = self.warmup.density(step)
-        form = self.form(density, world_size, buffer.dtype, parameters)
+        form = self.form(density, world_size, parameters)
         place = (buffer.dtype, buffer.device, buffer.numel(), rank, world_size, form, density)
         key = (*place, *map(id, parameters))
         layout = self.layouts.get(index)
@@ -164,7 +168,6 @@ class Reducer:
         self,
         density: float,
         world_size: int,
-        dtype: torch.dtype,
         parameters: Sequence[torch.Tensor] = (),
     ) -> Form:
         """How buckets travel at a density. One answer for the whole model: what a bucket holds
@@ -179,10 +182,12 @@ class Reducer:
             memory = self.coder.memory
             for parameter in parameters:
                 memory.of(parameter)
+            trained = [entry for entry in memory if entry.parameter.requires_grad]
             body = sum(
-                self.codec_of(entry, density).body_size(entry.parameter.numel(), DTYPES[dtype])
-                for entry in memory
-                if entry.parameter.requires_grad
+                self.codec_of(entry, density).body_size(
+                    entry.parameter.numel(), DTYPES.get(entry.parameter.dtype, "float32")
+                )
+                for entry in trained
             )
             spared = body * (world_size - 1) * (world_size - 2) // world_size
             form = "two_step" if spared >= TWO_STEP_SPARES_BYTES else "all_gather"
@@ -196,6 +201,12 @@ class Reducer:
                 self._drop(index)
             self._groups = (key, Groups.of(given))
         return self._groups[1]
+
+
+def _compare(task: Task, facts: dict[str, Any] | None, group: Any) -> None:
+    """See that the ranks are set up alike; `facts` are None where that was seen before."""
+    if facts is not None:
+        task.layout.counters.add(sent_bytes=agree(group, task.buffer.device, facts))
 
 
 def _exchange_between(exchange: Any, between: Any, compare: Callable[[Any], None]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ import torch
 from .. import ChunkTopK, Codec, Identity, RandomK, TopK
 from ..codec import check_codec
 from ..errors import StateError
+from .memory import Entry
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ class RuleBook:
                 return rule.codec
         large = parameter.dim() >= 2 and parameter.numel() >= self.min_size
         return self.codec if large else Identity()
+
+    def unused(self, entries: Iterable[Entry]) -> list[Rule]:
+        """Rules that fit no parameter, most likely by a slip in a pattern."""
+        known = [(entry.name or "", entry.parameter) for entry in entries]
+        return [rule for rule in self.rules if not any(rule.fits(*each) for each in known)]
 
     def codecs(self) -> list[Codec]:
         """All that are known before a parameter is."""

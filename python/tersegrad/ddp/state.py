@@ -20,7 +20,7 @@ from .momentum import MomentumCorrection
 from .reducer import Exchange, Reducer
 from .rules import RuleBook, Rules, Warmup, check_warmup
 from .scratch import Scratch
-from .telemetry import Counters, Reporter
+from .telemetry import Counters, Reporter, logger
 
 
 class CompressionState:
@@ -133,13 +133,13 @@ class CompressionState:
         self._scratch = Scratch(scratch_bytes)
         self._coder = Coder(self._memory, self._scratch, momentum, error_feedback)
         self._reporter = Reporter(log_every, writer)
+        self._counters = Counters()
         self._start()
         if model is not None:
             self.bind(model)
 
     def _start(self) -> None:
-        """What neither a copy nor a checkpoint takes over."""
-        self._counters = Counters()
+        """The part that neither a copy nor a checkpoint takes over."""
         self._reducer = Reducer(self._coder, self._book, self.warmup, self.exchange, self._counters)
 
     def bind(self, model: torch.nn.Module) -> CompressionState:
@@ -150,6 +150,8 @@ class CompressionState:
             if self.process_group is None:
                 self.process_group = self._whole_group
         self._memory.bind(model)
+        for rule in self._book.unused(self._memory):
+            logger.warning("no parameter of the model fits the rule %r", rule)
         self._start()
         return self
 
@@ -166,13 +168,12 @@ class CompressionState:
         self.settle()
         if "scaler" in self._lost and self.scaler is None:
             raise StateError("a copied state has no scaler: set state.scaler")
-        if self.scaler is not None:
-            scale = float(self.scaler.get_scale())
-            if not (scale > 0 and math.isfinite(scale)):
-                raise StateError(f"the loss scale must be above 0 and finite, not {scale}")
-            if scale != self._coder.scale:
-                self._memory.rescale(scale / self._coder.scale)
-                self._coder.scale = scale
+        scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
+        if not (scale > 0 and math.isfinite(scale)):
+            raise StateError(f"the loss scale must be above 0 and finite, not {scale}")
+        if scale != self._coder.scale:
+            self._memory.rescale(scale / self._coder.scale)
+            self._coder.scale = scale
         if checkpoint.place_of(self)[0] == 0:
             if self._reporter.due(self.step):
                 self._reporter.report(self.step, self.stats())
@@ -261,11 +262,8 @@ class CompressionState:
         if not dist.is_initialized() or not self.error_feedback or not self._remembers():
             return False
         world_size = self._groups().place()[1]
-        dtype = next((entry.parameter.dtype for entry in self._memory), torch.float32)
         densities = {*self.warmup.densities, 0.0} if self.warmup.steps else {0.0}
-        return any(
-            self._reducer.form(density, world_size, dtype) == "two_step" for density in densities
-        )
+        return any(self._reducer.form(density, world_size) == "two_step" for density in densities)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy, which DDP models hand on to their hook's state.
@@ -289,7 +287,7 @@ class CompressionState:
         return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        self.__dict__.update(kept)
+        self.__dict__.update(kept, _counters=Counters())
         self._start()
 
     # --- Telemetry. ---
