@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import Shard
-from two_workers import Scenario, collectives, error_of
+from two_workers import FailsOnRank1, Scenario, collectives, error_of
 
 import tersegrad as tg
 from tersegrad.exchange import HEAD, own_noise
@@ -375,25 +374,10 @@ def not_finite(rank: int) -> Any:
     }
 
 
-@dataclass(frozen=True)
-class Faulty(tg.Codec, id=213):
-    """Fails on rank 1."""
-
-    def body_size(self, n: int, dtype: str = "float32") -> int:
-        return n
-
-    def _encode(self, values: Any, body: Any, dtype: str, step: int) -> None:
-        if dist.get_rank() == 1:
-            raise ArithmeticError("the codec is broken")
-
-    def _decode(self, body: Any, values: Any, dtype: str, step: int) -> None:
-        values[:] = 0
-
-
 @scenario(TWO)
 def failures(rank: int) -> Any:
     broken, differing, behind = sharded(), sharded(), sharded()
-    compress(broken, Faulty())
+    compress(broken, FailsOnRank1())
     compress(differing, tg.TopK(density=0.01 * (1 + rank)))
     compress(behind, CODEC)._exchanges[0].step += rank
     return {

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from two_workers import Scenario, collectives, error_of
+from two_workers import FailsOnRank1, Scenario, collectives, error_of
 
 import tersegrad as tg
 from tersegrad.exchange import HEAD, own_noise
@@ -229,24 +227,9 @@ def not_finite(rank: int) -> Any:
     return results
 
 
-@dataclass(frozen=True)
-class Faulty(tg.Codec, id=214):
-    """Fails on rank 1."""
-
-    def body_size(self, n: int, dtype: str = "float32") -> int:
-        return n
-
-    def _encode(self, values: Any, body: Any, dtype: str, step: int) -> None:
-        if dist.get_rank() == 1:
-            raise ArithmeticError("the codec is broken")
-
-    def _decode(self, body: Any, values: Any, dtype: str, step: int) -> None:
-        values[:] = 0
-
-
 @scenario
 def disagreements(rank: int) -> Any:
-    broken = OuterSync(network(), 1, Faulty())
+    broken = OuterSync(network(), 1, FailsOnRank1())
     behind = OuterSync(network(), 1, CODEC)
     behind.syncs += rank
     larger = nn.Linear(WIDTH + rank, WIDTH)

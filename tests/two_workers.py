@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,21 @@ import tersegrad as tg
 DEADLINE_SECONDS = 180
 Scenario = Callable[[int], Any]
 Results = Callable[[str], list[Any]]
+
+
+@dataclass(frozen=True)
+class FailsOnRank1(tg.Codec, id=213):
+    """A codec that one rank cannot encode with."""
+
+    def body_size(self, n: int, dtype: str = "float32") -> int:
+        return n
+
+    def _encode(self, values: Any, body: Any, dtype: str, step: int) -> None:
+        if dist.get_rank() == 1:
+            raise ArithmeticError("the codec is broken")
+
+    def _decode(self, body: Any, values: Any, dtype: str, step: int) -> None:
+        values[:] = 0
 
 
 def work(rank: int, world_size: int, folder: str, scenarios: Mapping[str, Scenario]) -> None:
