@@ -11,37 +11,38 @@ validation plays; the table shows the loss on four other plays that nothing was 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
+import statistics
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import outer_training
 import plots
 import report
-from outer_training import Method
+from outer_training import BATCH, CONTEXT, INNER_STEPS, Method
 from torch import multiprocessing
 
 import tersegrad as tg
 
-CODEC = tg.ChunkTopK(k=64, chunk=4096, values=tg.Quantize(bits=2))
-SYNCHRONOUS = Method("synchronous, DDP float32", learning_rate=2e-3)
-OUTER = Method("OuterSync, 30 steps, ChunkTopK(64, 4096, values=Quantize(2))", 2e-3, codec=CODEC)
+DEFAULT = tg.ChunkTopK(k=64, chunk=4096, values=tg.Quantize(bits=2))
 METHODS = [
-    SYNCHRONOUS,
-    replace(OUTER, name="OuterSync, 30 steps, Identity() (DiLoCo)", codec=tg.Identity()),
-    OUTER,
+    Method("synchronous", 4e-3),
+    Method("OuterSync, Identity()", 4e-3, tg.Identity()),
+    Method("OuterSync, ChunkTopK(64, 4096, values=Quantize(2))", 4e-3, DEFAULT),
 ]
 COLUMNS = {
     "name": "two workers",
     "loss": "held-out loss",
-    "against": "against synchronous",
+    "against": "against synchronous, %",
     "megabytes": "MB sent per worker",
-    "ratio": "fewer bytes",
+    "ratio": "fewer bytes, x",
     "seconds": "seconds",
 }
 
 
-def trained(methods: list[Method], options: argparse.Namespace, split: str) -> list[dict[str, Any]]:
+def trained(methods: Sequence[Method], options: argparse.Namespace, split: str) -> list[Any]:
     """Every method and seed, in two processes."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = (folder, methods, options.steps, options.seeds, split)
@@ -51,30 +52,71 @@ def trained(methods: list[Method], options: argparse.Namespace, split: str) -> l
 
 def tune(options: argparse.Namespace) -> None:
     """Print validation losses, best first."""
-    grid = [replace(SYNCHRONOUS, name=f"sync {lr}", learning_rate=lr) for lr in options.rates]
-    for lr in options.rates:
-        for outer_lr in options.outer_rates:
-            for momentum in options.momenta:
-                for decay in options.decays:
-                    name = f"outer {lr} {outer_lr} {momentum} {decay}"
-                    grid.append(Method(name, lr, CODEC, outer_lr, momentum, decay))
-    rows = trained(grid, options, "validation")
-    for row in sorted(rows, key=lambda row: row["loss"]):
+    grid = [Method(f"synchronous {rate}", rate) for rate in options.rates]
+    for rate, outer, momentum in itertools.product(
+        options.rates, options.outer_rates, options.momenta
+    ):
+        grid.append(Method(f"outer {rate} {outer} {momentum}", rate, DEFAULT, outer, momentum))
+    for row in sorted(trained(grid, options, "validation"), key=lambda row: row["loss"]):
         print(f"{row['loss']:.4f} {row['name']} {row['ratio']:.0f}x")
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over the seeds of each method."""
+    means: list[dict[str, Any]] = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        loss = statistics.mean(row["loss"] for row in own)
+        first = means[0]["loss"] if means else loss
+        means.append(
+            {
+                "name": name,
+                "loss": f"{loss:.4f}",
+                "against": f"{100 * (loss / float(first) - 1):+.1f}",
+                "megabytes": own[0]["sent_bytes"] / 1e6,
+                "ratio": own[0]["ratio"],
+                "seconds": statistics.mean(row["seconds"] for row in own),
+            }
+        )
+    return means
+
+
+def save(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
+    folder = report.RESULTS / "quick" if options.quick else report.RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters, means = rows[0]["parameters"], summary(rows)
+    about = (
+        f"Character transformer of {parameters:,} parameters, {len(outer_training.PLAYS['test'])} "
+        f"plays held out; {options.steps} steps of {BATCH} x {CONTEXT} characters on each of two "
+        f"workers, {INNER_STEPS} inner steps, mean of {options.seeds} seeds. Synchronous: DDP with "
+        f"float32 gradients. {report.processor()}; torch {report.torch.__version__}, tersegrad "
+        f"{tg.__version__} at {report.commit()}. Seconds are of two workers on one shared machine."
+    )
+    settings = [f"* {method}" for method in METHODS]
+    table = report.markdown(COLUMNS, means)
+    plot = "![loss against bytes](outer.png)"
+    text = ["# Rare synchronisation", "", about, "", plot, "", *table, "", *settings]
+    (folder / "outer.md").write_text("\n".join(text) + "\n")
+    result = {"about": about, "means": means, "rows": rows}
+    (folder / "outer.json").write_text(json.dumps(result, indent=1) + "\n")
+    plots.outer(rows, folder / "outer.png", f"{parameters / 1e6:.1f} M parameters, two workers")
+    report.show("Rare synchronisation", COLUMNS, means)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=900, help="of each worker; a multiple of 30")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2400, help="of a worker, a multiple of 30")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="write to results/quick")
     parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--rates", type=float, nargs="*", default=[1e-3, 2e-3, 4e-3])
-    parser.add_argument("--outer-rates", type=float, nargs="*", default=[0.5, 0.7, 1.0])
+    parser.add_argument("--rates", type=float, nargs="*", default=[2e-3, 4e-3])
+    parser.add_argument("--outer-rates", type=float, nargs="*", default=[0.7, 1.0])
     parser.add_argument("--momenta", type=float, nargs="*", default=[0.0, 0.5, 0.9])
-    parser.add_argument("--decays", type=float, nargs="*", default=[1.0])
     options = parser.parse_args()
     if options.tune:
         tune(options)
+    else:
+        save(trained(METHODS, options, "test"), options)
 
 
 if __name__ == "__main__":

@@ -199,9 +199,7 @@ def check_replicas(model: nn.Module) -> None:
         raise AssertionError("the workers' weights differ")
 
 
-def work(
-    rank: int, folder: str, methods: list[Method], steps: int, seeds: int, split: str
-) -> None:
+def work(rank: int, folder: str, methods: list[Method], steps: int, seeds: int, split: str) -> None:
     torch.set_num_threads(1)
     tg.kernels.set_num_threads(1)
     dist.init_process_group(
@@ -219,7 +217,9 @@ def work(
                 rows.append(train(method, text, steps, seed, split))
                 if rank == 0:
                     last = rows[-1]
-                    print(f"{last['name']}: {last['loss']:.4f}, {last['seconds']:.0f} s", flush=True)
+                    print(
+                        f"{last['name']}: {last['loss']:.4f}, {last['seconds']:.0f} s", flush=True
+                    )
         if rank == 0:
             torch.save(rows, f"{folder}/rows.pt")
     finally:

@@ -141,10 +141,10 @@ def test_skip_is_an_error_when_no_worker_is_left(run: Results) -> None:
     [
         ("broken", "rank 1 of the group could not compress"),
         ("behind", "of step 1"),
-        ("codec", "codec, rules or min_size"),
-        ("rules", "codec, rules or min_size"),
-        ("other", "other arguments"),
-        ("model", "model"),
+        ("codec", "differ in arguments"),
+        ("rules", "differ in arguments"),
+        ("other", "differ in arguments"),
+        ("model", "model and weights"),
     ],
 )
 def test_what_differs_between_workers_is_an_error_on_all(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .codec import Codec, check_codec, encode_into
+from .codec import Codec, check_codec, decode_into, encode_into
 from .codecs import Identity, Quantize
 from .errors import InputError, StateError
 
@@ -61,6 +61,7 @@ class Selection:
                 raise InputError(f"a rule's pattern must be a string, not {pattern!r}")
             check_codec(codec)
         check_whole("min_size", self.min_size, 0)
+        object.__setattr__(self, "rules", dict(self.rules))  # the caller's may change
 
     def of(self, name: str, shape: Sequence[int], n: int) -> Codec:
         for pattern, codec in self.rules.items():
@@ -148,6 +149,30 @@ def read_marks(
             )
         marks.append(head[HEAD.size :])
     return marks
+
+
+def add_all(
+    messages: Iterable[torch.Tensor],
+    part: Part,
+    total: torch.Tensor,
+    dtype: str,
+    step: int,
+    scale: float,
+) -> None:
+    """Add `scale` times a part of each message to `total`, in float32, in the order given.
+
+    All ranks that add in the same order get the same bits.
+    """
+    for message in messages:
+        decode_into(
+            message[part.body],
+            part.codec,
+            total,
+            dtype=dtype,
+            step=step % 2**32,
+            accumulate=True,
+            scale=scale,
+        )
 
 
 def agree(group: dist.ProcessGroup, device: torch.device, facts: Mapping[str, int]) -> list[str]:

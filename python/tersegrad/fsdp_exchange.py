@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .codec import Codec, decode_into
+from .codec import Codec
 from .codecs import Identity
 from .errors import BackendError, InputError, StateError
 from .exchange import (
@@ -30,6 +30,7 @@ from .exchange import (
     NON_FINITE,
     Layout,
     Selection,
+    add_all,
     agree,
     all_gather,
     checksum_of,
@@ -198,16 +199,7 @@ class Exchange:
                 fresh.pop(parameter.name, None)
                 self.counters["nonfinite"] += 1
                 continue
-            for message in messages:
-                decode_into(
-                    message[part.body],
-                    part.codec,
-                    place,
-                    dtype=DTYPES[output.dtype],
-                    step=self.step % 2**32,
-                    accumulate=True,
-                    scale=factor,
-                )
+            add_all(messages, part, place, DTYPES[output.dtype], self.step, factor)
         output.copy_(total.div_(divisor))
         self.residuals.update(fresh)
         self.step += 1

@@ -14,21 +14,21 @@ LLM pre-training with SparseLoCo").
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from .codec import Codec, decode_into
+from .codec import Codec
 from .codecs import ChunkTopK, Identity, Quantize
 from .errors import InputError, NonFiniteError, StateError
 from .exchange import (
     NON_FINITE,
     Layout,
-    Part,
     Rules,
     Selection,
+    add_all,
     agree,
     all_gather,
     check_whole,
@@ -208,7 +208,9 @@ class OuterSync:
         self._counters["sent_bytes"] += own.numel()
         messages = all_gather(own.to(self._device), self._group).cpu()
         used = self._contributors(messages, failure)
-        means = [self._mean(part, messages, used) for part in self._layout.parts]
+        means = [torch.zeros(part.n) for part in self._layout.parts]
+        for part, mean in zip(self._layout.parts, means, strict=True):
+            add_all(messages[used], part, mean, "float32", self.syncs, 1 / len(used))
         for part, mean in zip(self._layout.parts, means, strict=True):
             if part.name in self._statistics:
                 statistic = self._statistics[part.name]
@@ -224,20 +226,6 @@ class OuterSync:
         """The pseudo-gradient: where the round began, minus where the parameter is now."""
         start = self._anchor[name].to(parameter.dtype).float()  # as half precision rounded it
         return start - floats(parameter)
-
-    def _mean(self, part: Part, messages: torch.Tensor, used: Sequence[int]) -> torch.Tensor:
-        """Of the ranks in `used`, in their order, in float32: the same bits everywhere."""
-        mean = torch.zeros(part.n)
-        for rank in used:
-            decode_into(
-                messages[rank, part.body],
-                part.codec,
-                mean,
-                step=self.syncs % 2**32,
-                accumulate=True,
-                scale=1 / len(used),
-            )
-        return mean
 
     def _advance(self, name: str, gradient: torch.Tensor) -> None:
         """SGD on the anchor, by separate operations: fused ones round differently per processor."""
@@ -270,27 +258,20 @@ class OuterSync:
 
     def _start_together(self, model: torch.nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
-        differing = agree(
-            self._group,
-            self._device,
-            {
-                "codec, rules or min_size": self.selection.checksum(),
-                "other arguments": checksum_of(
-                    *(self.inner_steps, self.outer_lr, self.momentum, self.nesterov),
-                    *(self.residual_decay, self.nonfinite),
-                ),
-                "model": checksum_of(self._layout.checksum, [t.shape for t in tensors]),
-                "": checksum(tensors),
-            },
-        )
-        if differing not in ([], [""]):
-            raise StateError(
-                f"the workers differ in: {', '.join(filter(None, differing))}. Give every worker "
-                f"the same OuterSync; rank {self._rank} has {self!r}"
-            )
-        if differing:
+        facts = {
+            "arguments": checksum_of(repr(self)),
+            "model": checksum_of(self._layout.checksum, [tensor.shape for tensor in tensors]),
+            "weights": checksum(tensors),
+        }
+        differing = agree(self._group, self._device, facts)
+        if differing == ["weights"]:
             sent = broadcast_all(tensors, self._group, self._device)
             self._counters["sent_bytes"] += sent if self._rank == 0 else 0
+        elif differing:
+            raise StateError(
+                f"the workers differ in {' and '.join(differing)}: give every worker the same "
+                f"OuterSync and model; rank {self._rank} has {self!r}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What this worker must save beside its model and optimizer; every worker saves its own.
