@@ -135,8 +135,8 @@ def held_out_loss(model: nn.Module, plays: list[torch.Tensor], windows: int) -> 
 
 
 def rate(done: float) -> float:
-    """Up in a line, down along a cosine to a tenth."""
-    return min(1.0, (done + 1e-3) / WARMUP) * (0.55 + 0.45 * math.cos(math.pi * done))
+    """Up in a line, down to nothing along a cosine."""
+    return min(1.0, (done + 1e-3) / WARMUP) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def train(method: Method, text: Text, steps: int, seed: int, split: str) -> dict[str, Any]:

@@ -1,15 +1,27 @@
-"""What the workers of test_fsdp.py do."""
+"""What the two workers of test_fsdp.py do."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from fsdp_models import (
+    CODEC,
+    NOISY,
+    WIDTH,
+    batch,
+    descend,
+    gradients,
+    loss_of,
+    network,
+    sharded,
+    simulate,
+    train,
+    weights,
+)
 from torch import nn
-from torch.distributed._composable import replicate
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
@@ -20,130 +32,23 @@ from torch.distributed.tensor import Shard
 from two_workers import FailsOnRank1, Scenario, collectives, error_of
 
 import tersegrad as tg
-from tersegrad.exchange import HEAD, own_noise
+from tersegrad.exchange import HEAD
 from tersegrad.fsdp import compress
 from tersegrad.fsdp_exchange import CompressedReduceScatter
 
 CPU = torch.device("cpu")
-WIDTH = 37  # odd: the last rank keeps fewer rows
-CODEC = tg.TopK(density=0.05, values=tg.Quantize(bits=4))
-NOISY = tg.Quantize(bits=4, rounding="stochastic", seed=3)
-TWO: dict[str, Scenario] = {}
-FOUR: dict[str, Scenario] = {}
+SCENARIOS: dict[str, Scenario] = {}
 
 
-def scenario(registry: dict[str, Scenario]) -> Callable[[Scenario], Scenario]:
-    def register(function: Scenario) -> Scenario:
-        registry[function.__name__] = function
-        return function
-
-    return register
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)
-        self.scale = nn.Parameter(torch.ones(1))  # rank 1 keeps none of it
-        self.short = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.short:
-            return torch.tanh(self.first(x))
-        return x + self.scale * self.second(torch.tanh(self.first(x)))
-
-
-class Network(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(2))
-        self.head = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)
-
-
-def network() -> Network:
-    torch.manual_seed(7)
-    return Network()
-
-
-def sharded(**options: Any) -> Any:
-    """Three FSDP2 modules: the two blocks, and the root with the head."""
-    model = network()
-    for block in model.blocks:
-        fully_shard(block, **options)
-    return fully_shard(model, **options)
-
-
-def batch(rank: int, step: int) -> torch.Tensor:
-    return torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(1000 * step + rank))
-
-
-def loss_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return (model(x).float() - 0.1).square().sum()
-
-
-def descend(model: nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter -= 0.003 * parameter.grad
-            parameter.grad = None
-
-
-def train(model: nn.Module, rank: int, steps: Iterable[int]) -> list[float]:
-    losses = []
-    for step in steps:
-        loss = loss_of(model, batch(rank, step))
-        loss.backward()
-        descend(model)
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.full_tensor().detach().clone() for name, p in model.named_parameters()}
-
-
-def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.full_tensor().clone() for name, p in model.named_parameters()}
-
-
-def simulate(codec: tg.Codec, steps: range, error_feedback: bool) -> dict[str, torch.Tensor]:
-    """The weights that all ranks should have, from compress and decompress in one process."""
-    model = network()
-    residuals = [
-        {name: torch.zeros_like(p) for name, p in model.named_parameters()} for _ in range(2)
-    ]
-    for step in steps:
-        sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-        for rank in range(2):
-            loss_of(model, batch(rank, step)).backward()
-            for name, parameter in model.named_parameters():
-                compressed = parameter.dim() >= 2
-                shares = [x.chunk(2) for x in (parameter.grad, residuals[rank][name], sums[name])]
-                for gradient, residual, total in zip(*shares, strict=True):
-                    payload = tg.compress(
-                        gradient,
-                        own_noise(codec, rank) if compressed else tg.Identity(),
-                        residual=residual if compressed and error_feedback else None,
-                        step=step,
-                    )
-                    tg.decompress(payload, out=total, accumulate=True)
-                parameter.grad = None
-        for name, parameter in model.named_parameters():
-            parameter.grad = sums[name] / 2
-        descend(model)
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+def scenario(function: Scenario) -> Scenario:
+    SCENARIOS[function.__name__] = function
+    return function
 
 
 # --- Without loss: nothing changes. ---
 
 
-@scenario(TWO)
+@scenario
 def lossless(rank: int) -> Any:
     """Identity beside FSDP2 alone, however gradients are reduced."""
     results = {}
@@ -178,7 +83,7 @@ def lossless(rank: int) -> Any:
     return results
 
 
-@scenario(TWO)
+@scenario
 def other_dimension(rank: int) -> Any:
     def place(parameter: nn.Parameter) -> Shard | None:
         return Shard(1) if parameter.dim() == 2 else None
@@ -209,7 +114,7 @@ def other_dimension(rank: int) -> Any:
 # --- What travels. ---
 
 
-@scenario(TWO)
+@scenario
 def compressed(rank: int) -> Any:
     results = {}
     for codec in (CODEC, NOISY, tg.Sign(), tg.RandomK(density=0.1), tg.ChunkTopK(k=2, chunk=256)):
@@ -225,7 +130,7 @@ def compressed(rank: int) -> Any:
     return results
 
 
-@scenario(TWO)
+@scenario
 def learning(rank: int) -> Any:
     model, plain = sharded(), sharded()
     state = compress(model, CODEC)
@@ -238,7 +143,7 @@ def learning(rank: int) -> Any:
     }
 
 
-@scenario(TWO)
+@scenario
 def one_collective_for_each_module(rank: int) -> Any:
     model = sharded()
     compress(model, CODEC)
@@ -248,7 +153,7 @@ def one_collective_for_each_module(rank: int) -> Any:
     return [call for call in calls if "all_gather" not in call]  # which bring the parameters
 
 
-@scenario(TWO)
+@scenario
 def bytes_by_rules(rank: int) -> Any:
     rules = {"blocks.0.*": tg.Sign(), "*.bias": tg.Cast("float16"), "blocks.1.second*": CODEC}
     model = sharded()
@@ -270,7 +175,7 @@ def bytes_by_rules(rank: int) -> Any:
     return {"sent": state.stats()["sent_bytes"], "expected": expected, "residuals": residuals}
 
 
-@scenario(TWO)
+@scenario
 def unused_parameters(rank: int) -> Any:
     """Torch does not say which gradients are missing, unless it sends zeros for them."""
     results = {}
@@ -292,7 +197,7 @@ def unused_parameters(rank: int) -> Any:
 # --- How it is reduced. ---
 
 
-@scenario(TWO)
+@scenario
 def operations(rank: int) -> Any:
     """The reduce-scatter as torch calls it, on numbers whose sums are known."""
     model = fully_shard(nn.Linear(4, 4, bias=False))
@@ -332,7 +237,7 @@ def operations(rank: int) -> Any:
     return {"results": results, "errors": errors}
 
 
-@scenario(TWO)
+@scenario
 def divide_factor(rank: int) -> Any:
     """A divide factor makes torch ask for PREMUL_SUM."""
     model = sharded()
@@ -348,7 +253,7 @@ def divide_factor(rank: int) -> Any:
 # --- Numbers that are not finite, ranks that differ. ---
 
 
-@scenario(TWO)
+@scenario
 def not_finite(rank: int) -> Any:
     model = sharded()
     state = compress(model, CODEC)
@@ -374,7 +279,7 @@ def not_finite(rank: int) -> Any:
     }
 
 
-@scenario(TWO)
+@scenario
 def failures(rank: int) -> Any:
     broken, differing, behind = sharded(), sharded(), sharded()
     compress(broken, FailsOnRank1())
@@ -386,7 +291,7 @@ def failures(rank: int) -> Any:
     }
 
 
-@scenario(TWO)
+@scenario
 def refusals(rank: int) -> Any:
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
     plain, once, custom = network(), sharded(), sharded()
@@ -419,7 +324,7 @@ def refusals(rank: int) -> Any:
 # --- Checkpoints. ---
 
 
-@scenario(TWO)
+@scenario
 def resume(rank: int) -> Any:
     results = {}
     for name, codec in (("top-k", CODEC), ("stochastic", NOISY)):
@@ -457,7 +362,7 @@ def safe_classes() -> list[Any]:
     return [DTensor, DeviceMesh, DTensorSpec, TensorMeta, Shard]
 
 
-@scenario(TWO)
+@scenario
 def checkpoint_errors(rank: int) -> Any:
     model = sharded()
     state = compress(model, CODEC)
@@ -486,84 +391,4 @@ def checkpoint_errors(rank: int) -> Any:
         "errors": errors,
         "unchanged": (saved, {**saved, "residuals": residuals}),
         "norms": (norm, halved, state.norm()),
-    }
-
-
-# --- Replicas of shards, on four ranks. ---
-
-
-def replicated_mesh() -> Any:
-    return init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-
-
-@scenario(FOUR)
-def replicas(rank: int) -> Any:
-    mesh = replicated_mesh()
-    group = mesh["replicate"].get_group()
-    native = sharded(mesh=mesh)
-    train(native, rank, range(3))
-    exact, model = sharded(mesh=mesh["shard"]), sharded(mesh=mesh["shard"])
-    compress(exact, tg.Identity(), replicate_group=group)
-    train(exact, rank, range(3))
-    state = compress(model, CODEC, replicate_group=group)
-    losses = train(model, rank, [rank] * 30)
-    return {
-        "native": weights(native),
-        "exact": weights(exact),
-        "weights": weights(model),
-        "losses": losses,
-        "stats": state.stats(),
-        "residual entries": sum(r.numel() for r in state.state_dict()["residuals"].values()),
-    }
-
-
-@scenario(FOUR)
-def replicas_resume(rank: int) -> Any:
-    mesh = replicated_mesh()
-    models, states = [], []
-    for _ in range(3):
-        models.append(sharded(mesh=mesh["shard"]))
-        group = mesh["replicate"].get_group()
-        states.append(compress(models[-1], CODEC, replicate_group=group))
-    train(models[0], rank, range(4))
-    train(models[1], rank, range(2))
-    models[2].load_state_dict(models[1].state_dict())
-    states[2].load_state_dict(states[1].state_dict())
-    train(models[2], rank, range(2, 4))
-    return {"straight": weights(models[0]), "resumed": weights(models[2])}
-
-
-@scenario(FOUR)
-def replicas_not_finite(rank: int) -> Any:
-    mesh = replicated_mesh()
-    model = sharded(mesh=mesh["shard"])
-    state = compress(model, CODEC, replicate_group=mesh["replicate"].get_group())
-    train(model, rank, range(2))
-    before = state.state_dict()["residuals"]
-    x = batch(rank, 2)
-    if rank == 3:
-        x[0, 0] = float("inf")
-    loss_of(model, x).backward()
-    local = {name: p.grad.to_local() for name, p in model.named_parameters()}
-    return {
-        "before": before,
-        "after": state.state_dict()["residuals"],
-        "nan": [name for name, g in local.items() if g.numel() and bool(g.isnan().all())],
-        "finite": [name for name, g in local.items() if bool(g.isfinite().all())],
-    }
-
-
-@scenario(FOUR)
-def native_replicas(rank: int) -> Any:
-    """Torch averages replicas itself over a mesh of two dimensions; the shards are compressed."""
-    mesh = replicated_mesh()
-    plain, exact = sharded(mesh=mesh), sharded(mesh=mesh)
-    compress(exact, tg.Identity())
-    for model in (plain, exact):
-        train(model, rank, range(3))
-    composable = replicate(network())
-    return {
-        "plain": weights(plain),
-        "exact": weights(exact),
-        "replicate": error_of(lambda: compress(composable, CODEC)),
     }

@@ -9,7 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import fsdp_replica_scenarios as replica_scenarios  # noqa: E402
 import fsdp_scenarios as scenarios  # noqa: E402
+from fsdp_models import WIDTH, network  # noqa: E402
 from two_workers import Results, running, same  # noqa: E402
 
 COMPRESSED = [
@@ -20,13 +22,15 @@ COMPRESSED = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
-    with running(tmp_path_factory.mktemp("fsdp"), scenarios.TWO) as results:
+    with running(tmp_path_factory.mktemp("fsdp"), scenarios.SCENARIOS) as results:
         yield results
 
 
 @pytest.fixture(scope="module")
 def run_four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
-    with running(tmp_path_factory.mktemp("fsdp"), scenarios.FOUR, world_size=4) as results:
+    with running(
+        tmp_path_factory.mktemp("fsdp"), replica_scenarios.SCENARIOS, world_size=4
+    ) as results:
         yield results
 
 
@@ -74,7 +78,7 @@ def test_rules_choose_by_name_and_sizes_are_arithmetic(run: Results) -> None:
         assert result["sent"] == result["expected"]
         exact = {"blocks.1.scale"}
         assert set(result["residuals"]) == {
-            name for name, _ in scenarios.network().named_parameters() if name not in exact
+            name for name, _ in network().named_parameters() if name not in exact
         }
 
 
@@ -246,7 +250,7 @@ def test_replicas_stay_equal_to_the_bit_and_learn(run_four: Results) -> None:
 
 def test_the_residual_of_replicas_has_the_size_of_the_shard(run_four: Results) -> None:
     entries = [result["residual entries"] for result in run_four("replicas")]
-    rows, width = 19, scenarios.WIDTH
+    rows, width = 19, WIDTH
     assert entries == [5 * rows * width, 5 * (width - rows) * width] * 2
 
 
@@ -271,5 +275,5 @@ def test_the_shards_of_native_replicas_are_compressed(run_four: Results) -> None
 
 def test_every_scenario_has_a_test() -> None:
     source = Path(__file__).read_text()
-    names = [*scenarios.TWO, *scenarios.FOUR]
+    names = [*scenarios.SCENARIOS, *replica_scenarios.SCENARIOS]
     assert [name for name in names if f'"{name}"' not in source] == []

@@ -142,8 +142,11 @@ class OuterSync:
         self._parameters = trained(model)
         self._statistics = dict(running_statistics(model))
         group = process_group or (dist.group.WORLD if dist.is_initialized() else None)
-        if group is None:
-            raise StateError("no process group: call torch.distributed.init_process_group first")
+        if not isinstance(group, dist.ProcessGroup):
+            raise StateError(
+                f"this rank is in no such process group ({group!r}): call "
+                "torch.distributed.init_process_group first"
+            )
         self._group = group
         self._rank, self._world_size = dist.get_rank(group), dist.get_world_size(group)
         parts = [
