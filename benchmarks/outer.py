@@ -27,10 +27,13 @@ from torch import multiprocessing
 import tersegrad as tg
 
 DEFAULT = tg.ChunkTopK(k=64, chunk=4096, values=tg.Quantize(bits=2))
+DENSER = tg.ChunkTopK(k=600, chunk=4096, values=tg.Sign())
+#: Biases and the weights of LayerNorm would be half of the bytes, were they dense.
+SMALL = {name: tg.Quantize(bits=8) for name in ("*before_*", "last.*", "*bias")}
 METHODS = [
-    Method("synchronous", 4e-3),
-    Method("OuterSync, Identity()", 4e-3, tg.Identity()),
-    Method("OuterSync, ChunkTopK(64, 4096, values=Quantize(2))", 4e-3, DEFAULT),
+    Method("synchronous", 8e-3),
+    Method("OuterSync, ChunkTopK(64, 4096, values=Quantize(2))", 6e-3, DEFAULT, 1.0, 0.6),
+    Method("OuterSync, ChunkTopK(600, 4096, values=Sign())", 6e-3, DENSER, 1.0, 0.6, rules=SMALL),
 ]
 COLUMNS = {
     "name": "two workers",
@@ -45,7 +48,7 @@ COLUMNS = {
 def trained(methods: Sequence[Method], options: argparse.Namespace, split: str) -> list[Any]:
     """Every method and seed, in two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (folder, methods, options.steps, options.seeds, split)
+        arguments = (folder, methods, options.width, options.steps, options.seeds, split)
         multiprocessing.spawn(outer_training.work, arguments, nprocs=2)
         return outer_training.results(folder)
 
@@ -56,7 +59,7 @@ def tune(options: argparse.Namespace) -> None:
     for rate, outer, momentum in itertools.product(
         options.rates, options.outer_rates, options.momenta
     ):
-        grid.append(Method(f"outer {rate} {outer} {momentum}", rate, DEFAULT, outer, momentum))
+        grid.append(Method(f"outer {rate} {outer} {momentum}", rate, DENSER, outer, momentum))
     for row in sorted(trained(grid, options, "validation"), key=lambda row: row["loss"]):
         print(f"{row['loss']:.4f} {row['name']} {row['ratio']:.0f}x")
 
@@ -92,7 +95,7 @@ def save(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
         f"float32 gradients. {report.processor()}; torch {report.torch.__version__}, tersegrad "
         f"{tg.__version__} at {report.commit()}. Seconds are of two workers on one shared machine."
     )
-    settings = [f"* {method}" for method in METHODS]
+    settings = [f"* `{method}`" for method in METHODS]
     table = report.markdown(COLUMNS, means)
     plot = "![loss against bytes](outer.png)"
     text = ["# Rare synchronisation", "", about, "", plot, "", *table, "", *settings]
@@ -105,6 +108,7 @@ def save(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=128, help="of the transformer")
     parser.add_argument("--steps", type=int, default=2400, help="of a worker, a multiple of 30")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="write to results/quick")

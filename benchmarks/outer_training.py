@@ -23,7 +23,7 @@ from tersegrad.outer import OuterSync
 WORKERS = 2
 INNER_STEPS = 30
 CONTEXT, BATCH = 64, 8
-WIDTH, LAYERS, HEADS = 128, 5, 4
+LAYERS, HEADS = 5, 4
 WARMUP = 0.1
 #: What is held out; everything else trains.
 PLAYS = {
@@ -84,32 +84,32 @@ class Text:
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.before_attention, self.before_hidden = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.queries_keys_values = nn.Linear(WIDTH, 3 * WIDTH)
-        self.attended = nn.Linear(WIDTH, WIDTH)
-        self.hidden, self.output = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.before_attention, self.before_hidden = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.attended = nn.Linear(width, width)
+        self.hidden, self.output = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, length, _ = x.shape
+        n, length, width = x.shape
         projected = self.queries_keys_values(self.before_attention(x))
-        heads = projected.view(n, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        heads = projected.view(n, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
-        x = x + self.attended(mixed.transpose(1, 2).reshape(n, length, WIDTH))
+        x = x + self.attended(mixed.transpose(1, 2).reshape(n, length, width))
         return x + self.output(F.gelu(self.hidden(self.before_hidden(x))))
 
 
 class Transformer(nn.Module):
-    """A character model of about a million parameters."""
+    """A character model: with a width of 128 about a million parameters."""
 
-    def __init__(self, characters: int) -> None:
+    def __init__(self, characters: int, width: int) -> None:
         super().__init__()
-        self.characters = nn.Embedding(characters, WIDTH)
-        self.positions = nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
-        self.last = nn.LayerNorm(WIDTH)
-        self.scores = nn.Linear(WIDTH, characters)
+        self.characters = nn.Embedding(characters, width)
+        self.positions = nn.Embedding(CONTEXT, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(LAYERS)))
+        self.last = nn.LayerNorm(width)
+        self.scores = nn.Linear(width, characters)
         for parameter in self.parameters():
             if parameter.dim() >= 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -135,13 +135,15 @@ def held_out_loss(model: nn.Module, plays: list[torch.Tensor], windows: int) -> 
 
 
 def rate(done: float) -> float:
-    """Up in a line, down to nothing along a cosine."""
-    return min(1.0, (done + 1e-3) / WARMUP) * 0.5 * (1 + math.cos(math.pi * done))
+    """Up in a line, down along a cosine to a twentieth."""
+    return min(1.0, (done + 1e-3) / WARMUP) * (0.525 + 0.475 * math.cos(math.pi * done))
 
 
-def train(method: Method, text: Text, steps: int, seed: int, split: str) -> dict[str, Any]:
+def train(
+    method: Method, text: Text, width: int, steps: int, seed: int, split: str
+) -> dict[str, Any]:
     torch.manual_seed(seed)
-    bare = Transformer(text.size)
+    bare = Transformer(text.size, width)
     model: nn.Module = bare
     sync = None
     if method.codec is None:
@@ -214,7 +216,7 @@ def work(rank: int, folder: str, methods: list[Method], steps: int, seeds: int, 
         rows = []
         for method in methods:
             for seed in range(seeds):
-                rows.append(train(method, text, steps, seed, split))
+                rows.append(train(method, text, width, steps, seed, split))
                 if rank == 0:
                     last = rows[-1]
                     print(

@@ -43,6 +43,7 @@ from .outer_parameters import (
     check_number,
     check_state,
     checksum,
+    descend,
     floats,
     message_device,
     running_statistics,
@@ -155,6 +156,7 @@ class OuterSync:
         ]
         parts += [(name, Identity(), s.numel()) for name, s in self._statistics.items()]
         self._layout = Layout(parts, "float32", self._rank)
+        self.message_bytes = self._layout.nbytes
         self._device = message_device(group, next(iter(self._parameters.values())))
         self.reset_stats()
         self._start_together(model)
@@ -162,10 +164,6 @@ class OuterSync:
         self._momentum = zeros(self._anchor if self.momentum else ())
         inexact = {name for name, c, _ in parts if not isinstance(c, Identity)}
         self._residuals = zeros({n: a for n, a in self._anchor.items() if n in inexact})
-
-    @property
-    def message_bytes(self) -> int:
-        return self._layout.nbytes
 
     def step(self) -> bool:
         """Count one step of the inner optimizer; synchronise if it is the last of a round.
@@ -219,7 +217,10 @@ class OuterSync:
                 statistic = self._statistics[part.name]
                 statistic.copy_(mean.view(statistic.shape))
             else:
-                self._advance(part.name, mean)
+                anchor, velocity = self._anchor[part.name], self._momentum.get(part.name)
+                gradient = mean.view(anchor.shape)
+                descend(anchor, gradient, velocity, self.outer_lr, self.momentum, self.nesterov)
+                self._parameters[part.name].copy_(anchor)
         if self._rank in used:
             self._residuals = residuals
         self.skipped += self._world_size - len(used)
@@ -229,17 +230,6 @@ class OuterSync:
         """The pseudo-gradient: where the round began, minus where the parameter is now."""
         start = self._anchor[name].to(parameter.dtype).float()  # as half precision rounded it
         return start - floats(parameter)
-
-    def _advance(self, name: str, gradient: torch.Tensor) -> None:
-        """SGD on the anchor, by separate operations: fused ones round differently per processor."""
-        anchor, parameter = self._anchor[name], self._parameters[name]
-        gradient = gradient.view(anchor.shape)
-        if self.momentum:
-            velocity = self._momentum[name]
-            velocity.mul_(self.momentum).add_(gradient)
-            gradient = gradient + velocity * self.momentum if self.nesterov else velocity
-        anchor.sub_(gradient * self.outer_lr)
-        parameter.copy_(anchor)
 
     def _contributors(self, messages: torch.Tensor, failure: str | None) -> list[int]:
         """The ranks whose parameters are finite; the same answer on all of them."""

@@ -79,6 +79,21 @@ def zeros(tensors: Mapping[str, torch.Tensor] | tuple[()]) -> dict[str, torch.Te
     return {name: torch.zeros_like(tensor) for name, tensor in dict(tensors).items()}
 
 
+def descend(
+    anchor: torch.Tensor,
+    gradient: torch.Tensor,
+    velocity: torch.Tensor | None,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    """A step of SGD, by separate operations: fused ones round differently from one processor to another."""
+    if velocity is not None:
+        velocity.mul_(momentum).add_(gradient)
+        gradient = gradient + velocity * momentum if nesterov else velocity
+    anchor.sub_(gradient * rate)
+
+
 def checksum(tensors: Iterable[torch.Tensor]) -> int:
     """Of the bits of all tensors in order."""
     total = 0
