@@ -32,8 +32,8 @@ DENSER = tg.ChunkTopK(k=600, chunk=4096, values=tg.Sign())
 SMALL = {name: tg.Quantize(bits=8) for name in ("*before_*", "last.*", "*bias")}
 METHODS = [
     Method("synchronous", 8e-3),
-    Method("OuterSync, ChunkTopK(64, 4096, values=Quantize(2))", 6e-3, DEFAULT, 1.0, 0.6),
-    Method("OuterSync, ChunkTopK(600, 4096, values=Sign())", 6e-3, DENSER, 1.0, 0.6, rules=SMALL),
+    Method("OuterSync, ChunkTopK(64, 4096, values=Quantize(2))", 6e-3, DEFAULT, 1.0, 0.5),
+    Method("OuterSync, ChunkTopK(600, 4096, values=Sign())", 6e-3, DENSER, 1.0, 0.5, rules=SMALL),
 ]
 COLUMNS = {
     "name": "two workers",

@@ -201,7 +201,9 @@ def check_replicas(model: nn.Module) -> None:
         raise AssertionError("the workers' weights differ")
 
 
-def work(rank: int, folder: str, methods: list[Method], steps: int, seeds: int, split: str) -> None:
+def work(
+    rank: int, folder: str, methods: list[Method], width: int, steps: int, seeds: int, split: str
+) -> None:
     torch.set_num_threads(1)
     tg.kernels.set_num_threads(1)
     dist.init_process_group(
