@@ -30,7 +30,7 @@ Results = Callable[[str], list[Any]]
 
 
 @dataclass(frozen=True)
-class FailsOnRank1(tg.Codec, id=213):
+class FailsOnRank1(tg.Codec, id=221):
     """A codec that one rank cannot encode with."""
 
     def body_size(self, n: int, dtype: str = "float32") -> int:
