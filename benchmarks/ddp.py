@@ -24,6 +24,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Record = dict[str, Any]
 WARM_UP_STEPS = 4  # DDP has its buckets, PowerSGD has begun
+SETTLING_SECONDS = 1.0
 FEWEST_STEPS = 3
 MOST_STEPS = 60
 
 
-def time_steps(hosts: Hosts, link: float, key: Record, seconds: float) -> Record:
+def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
     """Step time and bytes of one row on one cable."""
     network = hosts.network
     network.shape(None)
     built = hosts.ask("build", model=key["model"], method=key["method"], learning_rate=None)
     hosts.ask("steps", count=WARM_UP_STEPS, curve=False)
-    network.shape(link)
-    first = hosts.ask("steps", count=1, curve=False)[0]["seconds"][0]
+    network.shape(key["link"])
+    first, settled = 0.0, 0.0
+    while settled < SETTLING_SECONDS:  # TCP learns the speed of the cable
+        first = hosts.ask("steps", count=1, curve=False)[0]["seconds"][0]
+        settled += first
     count = int(min(max(seconds / first, FEWEST_STEPS), MOST_STEPS))
     network.settle()
     before = network.sent_bytes()
@@ -62,7 +67,6 @@ def time_steps(hosts: Hosts, link: float, key: Record, seconds: float) -> Record
     check_replicas(hosts, key["method"])
     return {
         **key,
-        "link": link,
         "steps": count,
         "seconds": median,
         "seconds_q1": low,
@@ -78,9 +82,7 @@ def train(hosts: Hosts, key: Record, learning_rate: float) -> Record:
     """Losses by step of one row, on cables without a limit."""
     task = TASKS[key["model"]]
     hosts.network.shape(None)
-    hosts.ask(
-        "build", model=key["model"], method=key["method"], learning_rate=learning_rate
-    )
+    hosts.ask("build", model=key["model"], method=key["method"], learning_rate=learning_rate)
     count = task.steps if key["method"] == "fp32" else task.limit
     losses = hosts.ask("steps", count=count, curve=True)[0]["losses"]
     check_replicas(hosts, key["method"])
@@ -109,11 +111,19 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, results: Results) -> None:
     for count in options.hosts:
-        with Network(count) as network:
+        with Network(count, options.mtu) as network:
             if options.what != "loss":
                 for link in options.links:
                     network.shape(link)
-                    results.add_link(count, link, network.achieved(link))
+                    results.add(
+                        "links",
+                        {
+                            "hosts": count,
+                            "link": link,
+                            "mtu": options.mtu,
+                            "achieved": network.achieved(link),
+                        },
+                    )
             hosts = Hosts(network)
             try:
                 jobs(options, results, hosts, count)
@@ -124,25 +134,25 @@ def measure(options: argparse.Namespace, results: Results) -> None:
 def jobs(options: argparse.Namespace, results: Results, hosts: Hosts, count: int) -> None:
     """Everything that was asked for on so many hosts; a row that fails is noted, and the next comes."""
     about = {"commit": commit(), "date": datetime.date.today().isoformat()}
-    todo: list[tuple[str, Callable[[], Record]]] = []
+    todo: list[tuple[str, str, Callable[[], Record]]] = []
     for model in options.models:
         for method in options.rows:
             key = {"hosts": count, "model": model, "method": method, **about}
             if options.what != "loss":
                 for link in options.links:
-                    title = f"{model} {method} {link:g} Mbit/s"
-                    todo.append((title, lambda key=key, link=link: results.add_timing(
-                        time_steps(hosts, link, key, options.seconds))))
+                    cable = {**key, "link": link, "mtu": options.mtu}
+                    work = partial(time_steps, hosts, cable, options.seconds)
+                    todo.append((f"{model} {method} {link:g} Mbit/s", "timings", work))
             if options.what != "time" and method not in WITHOUT_LOSS:
                 for factor in options.learning_rates:
                     rate = factor * TASKS[model].learning_rate
-                    todo.append((f"{model} {method} learning rate {rate:g}", lambda key=key, rate=rate:
-                        results.add_curve(train(hosts, key, rate))))
+                    work = partial(train, hosts, key, rate)
+                    todo.append((f"{model} {method} learning rate {rate:g}", "curves", work))
     with progress_bar(options, len(todo)) as advance:
-        for title, job in todo:
+        for title, kind, work in todo:
             advance(title)
             try:
-                job()
+                results.add(kind, work())
             except WorkerError as error:
                 print(f"{title}: {error}", file=sys.stderr)
             results.save()
@@ -151,8 +161,15 @@ def jobs(options: argparse.Namespace, results: Results, hosts: Hosts, count: int
 @contextmanager
 def progress_bar(options: argparse.Namespace, total: int) -> Iterator[Callable[[str], None]]:
     quiet = options.quiet or not sys.stderr.isatty()
-    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as progress:
+    columns = (
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=quiet
+    ) as progress:
         task = progress.add_task("", total=total)
 
         def advance(title: str) -> None:
@@ -196,6 +213,10 @@ def parse() -> argparse.Namespace:
         "--learning-rates", type=float, nargs="+", default=[0.5, 1.0, 2.0], metavar="FACTOR",
         help="every row trains with each of these times the model's learning rate, and the best on "
         "the validation set is reported on the test set (default 0.5 1 2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mtu", type=int, default=1500,
+        help="bytes of a packet on the cables (default 1500; 9000 is a jumbo frame)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "ddp",

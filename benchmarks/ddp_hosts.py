@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -38,10 +39,8 @@ class Hosts:
         command = json.dumps({"do": do, **details})
         for worker in self._workers:
             assert worker.stdin is not None
-            try:
+            with suppress(BrokenPipeError):  # its end of file comes next
                 print(command, file=worker.stdin, flush=True)
-            except BrokenPipeError:
-                pass  # its end of file comes next
         answers: dict[int, Any] = {}
         while len(answers) < len(self._workers):
             rank, line = self._answers.get()
@@ -52,7 +51,7 @@ class Hosts:
 
     def _start(self) -> None:
         self._answers = SimpleQueue()
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115: it outlives this call
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 it outlives this call
         self._port += 1  # the last one may still linger
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
         for rank in self.network.hosts:

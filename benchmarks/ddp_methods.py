@@ -27,6 +27,7 @@ class Method:
     label: str
     install: Callable[[DistributedDataParallel], Stats | None]
     bucket_cap_mb: float | None = None  # DDP's default
+    ours: bool = False
 
 
 def no_hook(model: DistributedDataParallel) -> None:
@@ -75,7 +76,7 @@ def ours(codec: Codec, **options: Any) -> Method:
         model.register_comm_hook(state, compression_hook)
         return state.stats
 
-    return Method(f"`{codec!r}`", install)
+    return Method(f"`{codec!r}`", install, ours=True)
 
 
 METHODS = {

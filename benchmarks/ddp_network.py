@@ -59,8 +59,9 @@ class Network:
         A tool or the right to make namespaces is missing.
     """
 
-    def __init__(self, hosts: int) -> None:
+    def __init__(self, hosts: int, mtu: int = 1500) -> None:
         self.hosts = range(hosts)
+        self._mtu = str(mtu)
         self._stack = ExitStack()
 
     def __enter__(self) -> Network:
@@ -74,10 +75,12 @@ class Network:
             for host, namespace in enumerate(self._names):
                 peer = ["peer", "name", INTERFACE, "netns", str(namespace)]
                 _run([*ip, "add", f"port{host}", "type", "veth", *peer])
-                _run([*ip, "set", f"port{host}", "master", "switch", "up"])
+                _run([*ip, "set", f"port{host}", "master", "switch", "mtu", self._mtu, "up"])
                 own = [*self.inside(namespace), "ip"]
                 _run([*own, "link", "set", "lo", "up"])
-                _run([*own, "link", "set", INTERFACE, "addrgenmode", "none", "up"])
+                _run(
+                    [*own, "link", "set", INTERFACE, "mtu", self._mtu, "addrgenmode", "none", "up"]
+                )
                 _run([*own, "address", "add", f"{address(host)}/24", "dev", INTERFACE])
             self._stack = self._stack.pop_all()
         return self
@@ -101,7 +104,8 @@ class Network:
             start_new_session=True,  # ctrl-C is for us, who then close the pipe
         )
         self._stack.callback(holder.communicate)
-        assert holder.stdout is not None and holder.stderr is not None
+        assert holder.stdout is not None
+        assert holder.stderr is not None
         if holder.stdout.readline() != "ready\n":
             raise NetworkError(f"no network namespace: {holder.stderr.read().strip()}. {HOW}")
         return holder.pid
@@ -120,7 +124,16 @@ class Network:
                 tc = [*self.inside(place), "tc", "qdisc"]
                 subprocess.run([*tc, "delete", "dev", device, "root"], capture_output=True)
                 if mbit is not None:
-                    _run([*tc, "add", "dev", device, "root", "tbf", *_bucket(mbit)])
+                    _run([*tc, "add", "dev", device, "root", "tbf", *self._bucket(mbit)])
+
+    def _bucket(self, mbit: float) -> list[str]:
+        """The options of tbf.
+
+        What may go at once is half a millisecond's worth, at least two packets: a deep bucket
+        would let a whole compressed message through at the speed of memory.
+        """
+        burst = max(2 * (int(self._mtu) + 14), int(mbit * 1e6 / 8 * 0.0005))
+        return ["rate", f"{mbit}mbit", "burst", str(burst), "latency", "50ms"]
 
     def sent_bytes(self) -> list[int]:
         """Bytes each host has sent over its shaped cable, Ethernet headers of every packet included.
@@ -174,16 +187,6 @@ def check_tools() -> None:
         raise NetworkError(f"install {' and '.join(missing)}: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:
         raise NetworkError(f"only root may make network namespaces. {HOW}")
-
-
-def _bucket(mbit: float) -> list[str]:
-    """The options of tbf.
-
-    What may go at once is half a millisecond's worth, at least two packets: a deep bucket would
-    let a whole compressed message through at the speed of memory.
-    """
-    burst = max(3028, int(mbit * 1e6 / 8 * 0.0005))
-    return ["rate", f"{mbit}mbit", "burst", str(burst), "latency", "50ms"]
 
 
 def _run(command: Sequence[str]) -> str:
