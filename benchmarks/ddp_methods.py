@@ -70,13 +70,13 @@ def noop(model: DistributedDataParallel) -> None:
     model.register_comm_hook(None, local_hook)
 
 
-def ours(codec: Codec, **options: Any) -> Method:
+def ours(label: str, codec: Codec, **options: Any) -> Method:
     def install(model: DistributedDataParallel) -> Stats:
         state = CompressionState(codec, model, **options)
         model.register_comm_hook(state, compression_hook)
         return state.stats
 
-    return Method(f"`{codec!r}`", install, ours=True)
+    return Method(label, install, ours=True)
 
 
 METHODS = {
@@ -86,11 +86,11 @@ METHODS = {
     "powersgd1": power_sgd(1),
     "powersgd2": power_sgd(2),
     "powersgd4": power_sgd(4),
-    "topk1": ours(TopK(0.01, values=Quantize(4))),
-    "topk01": ours(TopK(0.001, values=Quantize(4))),
-    "chunk": ours(ChunkTopK(64, 4096, values=Quantize(4))),
-    "q4": ours(Quantize(4)),
-    "sign": ours(Sign()),
+    "topk1": ours("`TopK(0.01, values=Quantize(4))`", TopK(0.01, values=Quantize(4))),
+    "topk01": ours("`TopK(0.001, values=Quantize(4))`", TopK(0.001, values=Quantize(4))),
+    "chunk": ours("`ChunkTopK(64, 4096, values=Quantize(4))`", ChunkTopK(64, 4096, values=Quantize(4))),
+    "q4": ours("`Quantize(4)`", Quantize(4)),
+    "sign": ours("`Sign()`", Sign()),
     "noop": Method("noop (free network)", noop),
 }
 #: Whose replicas part, and whose loss therefore says nothing.
