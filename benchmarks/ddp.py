@@ -63,7 +63,6 @@ def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
     sent = [after - b for after, b in zip(network.sent_bytes(), before, strict=True)]
     taken = answers[0]["seconds"]
     low, median, high = statistics.quantiles(taken, n=4)
-    payload = answers[0]["payload_bytes"]
     check_replicas(hosts, key["method"])
     return {
         **key,
@@ -73,7 +72,7 @@ def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
         "seconds_q3": high,
         "seconds_mean": statistics.mean(taken),
         "wire_bytes": sent[0] / count,
-        "payload_bytes": None if payload is None else payload / count,
+        "hook": {name: value / count for name, value in answers[0]["counted"].items()},
         "gradient_bytes": built[0]["gradient_bytes"],
     }
 
@@ -104,6 +103,8 @@ def main() -> None:
             measure(options, results)
     except NetworkError as error:
         sys.exit(f"ddp.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("ddp.py: stopped; what was measured is kept")
     finally:
         results.save()
     results.report()
@@ -115,15 +116,8 @@ def measure(options: argparse.Namespace, results: Results) -> None:
             if options.what != "loss":
                 for link in options.links:
                     network.shape(link)
-                    results.add(
-                        "links",
-                        {
-                            "hosts": count,
-                            "link": link,
-                            "mtu": options.mtu,
-                            "achieved": network.achieved(link),
-                        },
-                    )
+                    cable = {"hosts": count, "link": link, "mtu": options.mtu}
+                    results.add("links", {**cable, "achieved": network.achieved(link)})
             hosts = Hosts(network)
             try:
                 jobs(options, results, hosts, count)

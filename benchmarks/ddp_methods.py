@@ -88,7 +88,9 @@ METHODS = {
     "powersgd4": power_sgd(4),
     "topk1": ours("`TopK(0.01, values=Quantize(4))`", TopK(0.01, values=Quantize(4))),
     "topk01": ours("`TopK(0.001, values=Quantize(4))`", TopK(0.001, values=Quantize(4))),
-    "chunk": ours("`ChunkTopK(64, 4096, values=Quantize(4))`", ChunkTopK(64, 4096, values=Quantize(4))),
+    "chunk": ours(
+        "`ChunkTopK(64, 4096, values=Quantize(4))`", ChunkTopK(64, 4096, values=Quantize(4))
+    ),
     "q4": ours("`Quantize(4)`", Quantize(4)),
     "sign": ours("`Sign()`", Sign()),
     "noop": Method("noop (free network)", noop),

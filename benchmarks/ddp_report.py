@@ -30,6 +30,7 @@ COLUMNS = {
     "label": "gradients travel as",
     "step": "step, ms",
     "quartiles": "quartiles",
+    "coding": "of it coding, ms",
     "over_fp32": "steps/s over float32",
     "over_bf16": "over bf16",
     "wire": "on the wire, KB a step",
@@ -62,6 +63,8 @@ class Results:
         self.machine = machine()
 
     def save(self) -> None:
+        if not self.machine:
+            return  # nothing measured, ever
         self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_suffix(".json.part")
         unfinished.write_text(
@@ -123,9 +126,10 @@ class Results:
             for name in ("fp32", "bf16"):
                 if name in timings:
                     row[f"over_{name}"] = timings[name]["seconds"] / timing["seconds"]
-            if timing["payload_bytes"]:
-                row["payload"] = timing["payload_bytes"] / 1e3
-                row["overhead"] = timing["wire_bytes"] / timing["payload_bytes"]
+            if hook := timing["hook"]:
+                row["payload"] = hook["sent_bytes"] / 1e3
+                row["overhead"] = timing["wire_bytes"] / hook["sent_bytes"]
+                row["coding"] = 1e3 * (hook["compress_seconds"] + hook["decompress_seconds"])
             losses = self.losses(hosts, model, method)
             if losses and target is not None:
                 row["loss"] = at(losses, steps)
@@ -141,6 +145,8 @@ class Results:
 
     def report(self) -> None:
         """Write OUT.md and OUT.png, and print the tables."""
+        if not self.machine:
+            return
         lines = ["# DDP over a slow network", "", machine_line(self.machine), "", *self._method()]
         for setting in self.settings():
             rows, title = [shown(row) for row in self.rows(*setting)], heading(*setting)

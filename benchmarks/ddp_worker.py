@@ -26,6 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tersegrad as tg
 
+COUNTED = ("sent_bytes", "compress_seconds", "decompress_seconds")
+
 
 class Training:
     """One model with one method on one host."""
@@ -43,7 +45,7 @@ class Training:
 
     def steps(self, count: int, curve: bool) -> dict[str, Any]:
         """Train; with `curve` the losses after every few steps, by rank 0."""
-        before = self._sent()
+        before = self._counted()
         seconds, losses = [], []
         for _ in range(count):
             begin = time.perf_counter()
@@ -52,8 +54,9 @@ class Training:
             self.step += 1
             if curve and dist.get_rank() == 0 and self.step % self.task.evaluate_every == 0:
                 losses.append([self.step, self._loss("validation"), self._loss("test")])
-        sent = None if before is None else (self._sent() or 0) - before
-        return {"seconds": seconds, "losses": losses, "payload_bytes": sent}
+        after = self._counted()
+        counted = {name: after[name] - before[name] for name in after}
+        return {"seconds": seconds, "losses": losses, "counted": counted}
 
     def _one(self) -> None:
         for group in self.optimizer.param_groups:
@@ -75,8 +78,10 @@ class Training:
         self.model.train()
         return total / len(inputs)
 
-    def _sent(self) -> float | None:
-        return None if self.stats is None else self.stats()["sent_bytes"]
+    def _counted(self) -> dict[str, float]:
+        """What the hook says of itself, if it does."""
+        stats = {} if self.stats is None else self.stats()
+        return {name: stats[name] for name in COUNTED if name in stats}
 
     def checksum(self) -> int:
         flat = torch.cat([p.detach().flatten() for p in self.model.parameters()])
