@@ -20,6 +20,7 @@ from types import TracebackType
 
 #: The interface of every host, inside its namespace.
 INTERFACE = "eth0"
+CONGESTION_CONTROL = "reno"
 
 _SERVER = """
 import socket
@@ -82,6 +83,9 @@ class Network:
                     [*own, "link", "set", INTERFACE, "mtu", self._mtu, "addrgenmode", "none", "up"]
                 )
                 _run([*own, "address", "add", f"{address(host)}/24", "dev", INTERFACE])
+                # Allowed everywhere; what this machine prefers shall not decide.
+                control = f"echo {CONGESTION_CONTROL} > /proc/sys/net/ipv4/tcp_congestion_control"
+                _run([*self.inside(namespace), "sh", "-c", control])
             self._stack = self._stack.pop_all()
         return self
 

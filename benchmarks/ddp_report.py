@@ -14,6 +14,7 @@ import torch
 from ddp_bars import bars
 from ddp_methods import METHODS
 from ddp_models import TASKS
+from ddp_network import CONGESTION_CONTROL
 from report import markdown, processor, show, significant
 
 import tersegrad as tg
@@ -207,12 +208,11 @@ def at(losses: Sequence[tuple[int, float]], step: int) -> float:
 
 
 def machine() -> Record:
-    control = Path("/proc/sys/net/ipv4/tcp_congestion_control")
     return {
         "processor": processor(),
         "cpus": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
-        "tcp": control.read_text().strip() if control.exists() else "unknown",
+        "tcp": CONGESTION_CONTROL,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "tersegrad": tg.__version__,
