@@ -3,7 +3,7 @@
 Hosts are network namespaces of this machine, their cables shaped by `tc tbf`; each host is one
 process with one thread. PyTorch's hooks and ours train the same models on the same batches.
 
-    sudo make bench-ddp                                       all of it, about 40 minutes
+    sudo make bench-ddp                                       all of it, about two hours
     ... ddp.py --models mlp --links 100 --rows fp32 topk1     two rows; the others stay as they were
     ... ddp.py --what loss --models transformer               losses alone: they need no slow link
     ... ddp.py --what report                                  table and plot from what was measured
@@ -187,11 +187,11 @@ def parse() -> argparse.Namespace:
         help="how many hosts (default 2; 2 4 measures both; they share this machine's processors)",
     )  # fmt: skip
     parser.add_argument(
-        "--models", nargs="+", choices=TASKS, default=list(TASKS),
+        "--models", nargs="+", metavar="MODEL", choices=TASKS, default=list(TASKS),
         help="what to train: " + "; ".join(f"{name}, a {task.about}" for name, task in TASKS.items()),
     )  # fmt: skip
     parser.add_argument(
-        "--rows", nargs="+", choices=METHODS, default=list(METHODS),
+        "--rows", nargs="+", metavar="ROW", choices=METHODS, default=list(METHODS),
         help="ways to reduce gradients (default all): "
         + ", ".join(f"{name} = {method.label.strip('`')}" for name, method in METHODS.items()),
     )  # fmt: skip

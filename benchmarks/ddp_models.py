@@ -179,7 +179,7 @@ TASKS = {
         rise=50,
     ),
     "cnn": Task(
-        "the demo's convolutional network, 0.2M parameters, MNIST, SGD",
+        "demo's convolutional network, 0.2M parameters, MNIST, SGD",
         *(lambda: Convolutions(28), digits, sgd),
         batch_size=32,
         steps=300,
