@@ -30,7 +30,7 @@ from typing import Any
 
 from ddp_hosts import Hosts, WorkerError
 from ddp_methods import METHODS, WITHOUT_LOSS
-from ddp_models import TASKS
+from ddp_models import TASKS, sgd
 from ddp_network import Network, NetworkError
 from ddp_report import Results
 from report import RESULTS, commit
@@ -131,6 +131,8 @@ def jobs(options: argparse.Namespace, results: Results, hosts: Hosts, count: int
     todo: list[tuple[str, str, Callable[[], Record]]] = []
     for model in options.models:
         for method in options.rows:
+            if METHODS[method].momentum and TASKS[model].optimizer is not sgd:
+                continue
             key = {"hosts": count, "model": model, "method": method, **about}
             if options.what != "loss":
                 for link in options.links:

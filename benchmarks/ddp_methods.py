@@ -12,7 +12,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 from tersegrad import ChunkTopK, Codec, Quantize, Sign, TopK
-from tersegrad.ddp import CompressionState, compression_hook
+from tersegrad.ddp import CompressionState, MomentumCorrection, Rule, compression_hook
 
 Stats = Callable[[], dict[str, float]]
 #: Gradients of one bucket to their average.
@@ -28,6 +28,7 @@ class Method:
     install: Callable[[DistributedDataParallel], Stats | None]
     bucket_cap_mb: float | None = None  # DDP's default
     ours: bool = False
+    momentum: bool = False  # the hook has it, the optimizer must not
 
 
 def no_hook(model: DistributedDataParallel) -> None:
@@ -76,7 +77,7 @@ def ours(label: str, codec: Codec, **options: Any) -> Method:
         model.register_comm_hook(state, compression_hook)
         return state.stats
 
-    return Method(label, install, ours=True)
+    return Method(label, install, ours=True, momentum="momentum" in options)
 
 
 METHODS = {
@@ -87,6 +88,16 @@ METHODS = {
     "powersgd2": power_sgd(2),
     "powersgd4": power_sgd(4),
     "topk1": ours("`TopK(0.01, values=Quantize(4))`", TopK(0.01, values=Quantize(4))),
+    "topk1-momentum": ours(
+        "the same, momentum corrected",
+        TopK(0.01, values=Quantize(4)),
+        momentum=MomentumCorrection(0.9),
+    ),
+    "topk1-rules": ours(
+        "the same, the rest in 8 bits",
+        TopK(0.01, values=Quantize(4)),
+        rules=[Rule(Quantize(8), ndim=1)],
+    ),
     "topk01": ours("`TopK(0.001, values=Quantize(4))`", TopK(0.001, values=Quantize(4))),
     "chunk": ours(
         "`ChunkTopK(64, 4096, values=Quantize(4))`", ChunkTopK(64, 4096, values=Quantize(4))

@@ -42,6 +42,8 @@ class Training:
         self.model = DistributedDataParallel(network, init_sync=False, **options)
         self.stats = chosen.install(self.model)
         self.optimizer = self.task.optimizer(self.model)
+        if chosen.momentum:
+            self.optimizer.param_groups[0]["momentum"] = 0.0
 
     def steps(self, count: int, curve: bool) -> dict[str, Any]:
         """Train; with `curve` the losses after every few steps, by rank 0."""

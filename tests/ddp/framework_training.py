@@ -13,7 +13,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from ddp_scenarios import CODEC, batch, deep_model, descend, hooked, loss_of, train, weights
+from ddp_workers import (
+    CODEC,
+    batch,
+    deep_model,
+    descend,
+    hooked,
+    loss_of,
+    residuals_of,
+    train,
+    weights,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -55,12 +65,12 @@ def lightning() -> tuple[nn.Module, CompressionState]:
             model, comm_state, hook = self.model, self._ddp_comm_state, self._ddp_comm_hook
             _register_ddp_comm_hook(model, ddp_comm_state=comm_state, ddp_comm_hook=hook)
 
-    state = CompressionState(CODEC)
+    module = lightning_module()
+    state = CompressionState(CODEC, module)
     strategy = Strategy(
         process_group_backend="gloo", ddp_comm_state=state, ddp_comm_hook=compression_hook
     )
-    module = fit(strategy)
-    state.bind(module)
+    fit(module, strategy)
     return module, state
 
 
@@ -73,13 +83,13 @@ def lightning_callback() -> tuple[nn.Module, CompressionState]:
         def on_train_start(self, trainer: Any, module: Any) -> None:
             self.state = hooked(trainer.strategy.model)
 
-    callback = Compression()
-    return fit(DDPStrategy(process_group_backend="gloo"), callback), callback.state
+    module, callback = lightning_module(), Compression()
+    fit(module, DDPStrategy(process_group_backend="gloo"), callback)
+    return module, callback.state
 
 
-def fit(strategy: Any, *callbacks: Any) -> nn.Module:
-    """Train with Lightning; the model that it has trained."""
-    from lightning import LightningModule, Trainer
+def lightning_module() -> Any:
+    from lightning import LightningModule
 
     class Descent(torch.optim.Optimizer):
         def step(self, closure: Any = None) -> None:
@@ -97,11 +107,17 @@ def fit(strategy: Any, *callbacks: Any) -> nn.Module:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return Descent(self.parameters(), {})
 
+    module = Module()
+    return module
+
+
+def fit(module: Any, strategy: Any, *callbacks: Any) -> None:
+    from lightning import Trainer
+
     class Batches(torch.utils.data.IterableDataset[torch.Tensor]):
         def __iter__(self) -> Iterator[torch.Tensor]:
             return (batch(dist.get_rank(), step) for step in STEPS)
 
-    module = Module()
     silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = Trainer(
         accelerator="cpu",
@@ -112,7 +128,6 @@ def fit(strategy: Any, *callbacks: Any) -> nn.Module:
         **dict.fromkeys(silent, False),
     )
     trainer.fit(module, torch.utils.data.DataLoader(Batches(), batch_size=None))
-    return module
 
 
 FRAMEWORKS = {
@@ -124,7 +139,7 @@ FRAMEWORKS = {
 def main(framework: str, folder: str) -> None:
     torch.set_num_threads(1)
     model, state = FRAMEWORKS[framework]()
-    result = {"weights": weights(model), "stats": state.stats(), "state": state.state_dict()}
+    result = {"weights": weights(model), "stats": state.stats(), "residuals": residuals_of(state)}
     torch.save(result, Path(folder, f"{dist.get_rank()}.pt"))
     dist.barrier()
     dist.destroy_process_group()
