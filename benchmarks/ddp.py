@@ -22,8 +22,7 @@ import argparse
 import datetime
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,36 +143,30 @@ def jobs(options: argparse.Namespace, results: Results, hosts: Hosts, count: int
                     rate = factor * TASKS[model].learning_rate
                     work = partial(train, hosts, key, rate)
                     todo.append((f"{model} {method} learning rate {rate:g}", "curves", work))
-    with progress_bar(options, len(todo)) as advance:
-        for title, kind, work in todo:
-            advance(title)
-            try:
-                results.add(kind, work())
-            except WorkerError as error:
-                print(f"{title}: {error}", file=sys.stderr)
-            results.save()
-
-
-@contextmanager
-def progress_bar(options: argparse.Namespace, total: int) -> Iterator[Callable[[str], None]]:
-    quiet = options.quiet or not sys.stderr.isatty()
     columns = (
-        TextColumn("{task.description:<44}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *(TextColumn("{task.description:<44}"), BarColumn()),
+        *(MofNCompleteColumn(), TimeElapsedColumn()),
     )
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=quiet
-    ) as progress:
-        task = progress.add_task("", total=total)
+    quiet = options.quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=len(todo))
+        for title, kind, work in todo:
+            bar.update(task, description=title)
+            try:
+                record = work()
+                results.add(kind, record)
+                bar.console.print(f"{title}: {summary(record)}", highlight=False)
+            except WorkerError as error:
+                bar.console.print(f"{title}: failed, {error}", highlight=False)
+            results.save()
+            bar.advance(task)
 
-        def advance(title: str) -> None:
-            progress.update(task, description=title, completed=advance.done)  # type: ignore[attr-defined]
-            advance.done += 1  # type: ignore[attr-defined]
 
-        advance.done = 0  # type: ignore[attr-defined]
-        yield advance
+def summary(record: Record) -> str:
+    if "seconds" in record:
+        return f"{record['seconds'] * 1e3:.4g} ms a step"
+    step, _, loss = record["losses"][-1]
+    return f"test loss {loss:.4f} after {step} steps"
 
 
 def parse() -> argparse.Namespace:
