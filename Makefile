@@ -16,7 +16,7 @@ SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICE
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench lint format wheel test-neon test-sanitize clean FORCE
+.PHONY: help test demo bench bench-ddp lint format wheel test-neon test-sanitize clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: $(VENV)/package.stamp  ## train two workers on real digits, with every cod
 bench: $(VENV)/package.stamp $(VENV)/bench.stamp  ## measure kernels and codecs beside their peers
 	$(BIN)/python benchmarks/kernels.py $(BENCH_ARGS)
 	$(BIN)/python benchmarks/codecs.py $(BENCH_ARGS)
+
+bench-ddp: $(VENV)/package.stamp $(VENV)/bench.stamp  ## train over slow cables between network namespaces; needs root
+	$(BIN)/python benchmarks/ddp.py $(BENCH_ARGS)
 
 lint: $(VENV)/package.stamp  ## formatting, ruff, mypy, and the native module against its stub
 	$(BIN)/ruff check
@@ -64,7 +67,7 @@ $(VENV)/tools.stamp: requirements-dev.txt
 	touch $@
 
 $(VENV)/bench.stamp: requirements-bench.txt $(VENV)/tools.stamp
-	$(PIP) install --quiet -c requirements-dev.txt -r requirements-bench.txt
+	$(PIP) install --quiet --no-deps -r requirements-bench.txt
 	touch $@
 
 # The package as its users get it: a wheel, not a link to the sources. Rebuilt when a source changes, appears or goes.
