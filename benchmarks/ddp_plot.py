@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +30,13 @@ def plot(results: Results, path: Path) -> None:
         return
     size = (5.2 * len(links), 3.6 * len(models) + 0.8)
     figure, grid = plt.subplots(len(models), len(links), figsize=size, dpi=150, squeeze=False)
-    styles = _styles()
+    styles = _styles(METHODS)
     for (hosts, model), row in zip(models, grid, strict=True):
         for link, axes in zip(links, row, strict=True):
             axes.set_title(f"{model}, {hosts} hosts, {link:g} Mbit/s", fontsize=10, loc="left")
+            if (hosts, model, link, 1500) not in settings:
+                axes.set_visible(False)
+                continue
             rows = {row["method"]: row for row in results.rows(hosts, model, link, 1500)}
             for method, timing in rows.items():
                 losses = results.losses(hosts, model, method)
@@ -69,24 +74,13 @@ def plot(results: Results, path: Path) -> None:
     plt.close(figure)
 
 
-def _styles() -> dict[str, dict[str, object]]:
-    ours = iter(_COLOURS)
-    greys = iter(
-        (
-            ("#000000", "-"),
-            ("#555555", "-"),
-            ("#555555", "--"),
-            ("#999999", "-"),
-            ("#999999", "--"),
-            ("#999999", ":"),
-        )
-    )
-    styles = {}
-    for method, about in METHODS.items():
-        colour, line = (next(ours), "-") if about.ours else next(greys, ("#bbbbbb", "-"))
-        styles[method] = {
-            "color": colour,
-            "linestyle": line,
-            "linewidth": 1.8 if about.ours else 1.2,
-        }
+def _styles(methods: Iterable[str]) -> dict[str, dict[str, object]]:
+    """A line for each method: colours are ours, greys are PyTorch's."""
+    colours = iter(product(("-", "--"), _COLOURS))
+    greys = iter(product(("-", "--", ":"), ("#000000", "#666666", "#aaaaaa")))
+    styles: dict[str, dict[str, object]] = {}
+    for method in methods:
+        ours = METHODS[method].ours
+        line, colour = next(colours if ours else greys)
+        styles[method] = {"color": colour, "linestyle": line, "linewidth": 1.8 if ours else 1.2}
     return styles

@@ -128,9 +128,9 @@ class Results:
                 if name in timings:
                     row[f"over_{name}"] = timings[name]["seconds"] / timing["seconds"]
             if hook := timing["hook"]:
-                row["payload"] = hook["sent_bytes"] / 1e3
-                row["overhead"] = timing["wire_bytes"] / hook["sent_bytes"]
-                row["coding"] = 1e3 * (hook["compress_seconds"] + hook["decompress_seconds"])
+                row["payload"] = hook["received_bytes"] / 1e3
+                row["overhead"] = timing["wire_bytes"] / hook["received_bytes"]
+                row["coding"] = 1e3 * (hook["compress_seconds"] + hook["decode_seconds"])
             losses = self.losses(hosts, model, method)
             if losses and target is not None:
                 row["loss"] = at(losses, steps)
@@ -173,7 +173,7 @@ class Results:
             f"Every host is one process with one thread; all share this machine's processors. A plain TCP "
             f"transfer gets {rates}. Step times are medians. What is on the wire is what the first "
             "host's shaper let out: data, TCP's acknowledgements of what it received, and the headers "
-            "of every packet. `payload` is what the hook's statistics say.",
+            "of every packet. `payload` is what the hook says each host receives; it sends as much, passing on what others sent.",
             "",
             "The loss of a step does not depend on the cable: each row is trained once on a free one, "
             f"at a constant learning rate, and losses are means of {SMOOTHED} evaluations. Time to a "

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tersegrad as tg
 
-COUNTED = ("sent_bytes", "compress_seconds", "decompress_seconds")
+COUNTED = ("received_bytes", "compress_seconds", "wait_seconds", "decode_seconds")
 
 
 class Training:
