@@ -14,7 +14,7 @@ import torch
 from ddp_workers import Results
 from torch import multiprocessing
 
-DEADLINE_SECONDS = 400
+DEADLINE_SECONDS = 900
 
 
 class Pool:

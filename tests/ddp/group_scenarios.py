@@ -50,7 +50,7 @@ def three_ranks(rank: int) -> Any:
         }
     forms = {}
     for name, codec in {"small": CODEC, "large": tg.Identity()}.items():
-        wide = torch.nn.Sequential(torch.nn.Linear(48, 20_000), torch.nn.Linear(20_000, 48))
+        wide = torch.nn.Sequential(torch.nn.Linear(48, 4_200), torch.nn.Linear(4_200, 48))
         model = DDP(wide)
         state = hooked(model, codec)
         train(model, rank, range(2))
