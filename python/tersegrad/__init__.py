@@ -7,7 +7,7 @@
 >>> restored = tg.decompress(message)
 """
 
-from . import kernels
+from . import federated, kernels
 from .api import compress, decompress
 from .codec import Codec
 from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, TopK
@@ -50,5 +50,6 @@ __all__ = [
     "compress_many",
     "decompress",
     "decompress_many",
+    "federated",
     "kernels",
 ]
