@@ -191,7 +191,7 @@ class Client:
         for tensor, codec, body in zip(self._layout, parts.codecs, parts.bodies, strict=True):
             if codec is not None:
                 residual = self._residuals[tensor.name]
-                codec._decompress(body, "float32", parts.step, residual, True, 1.0, False)
+                codec._add(body, "float32", parts.step, residual, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of plain data: ``version``, ``step``, ``layout`` (``{name: [dtype, *shape]}``), ``residuals`` (``{name: array}``)."""

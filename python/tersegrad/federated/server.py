@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..buffers import Bytes, Floats, bytes_view, host_array
-from ..codec import Codec
 from ..errors import PayloadError, StateError
 from .layout import Layout, Tensor
 from .limits import Limits
@@ -92,7 +91,7 @@ class Server:
         for tensor, codec, body in zip(self.layout, parts.codecs, parts.bodies, strict=True):
             if codec is not None:
                 total = self._sums[tensor.name]
-                codec._decompress(body, "float32", parts.step, total, True, factor, False)
+                codec._add(body, "float32", parts.step, total, factor)
             elif heaviest:
                 self._exact[tensor.name] = exact_entries(body, tensor)
         self._heaviest = max(self._heaviest, factor)
@@ -158,8 +157,7 @@ def check_bodies(layout: Layout, parts: Bodies, limits: Limits | None) -> tuple[
                 raise PayloadError(f"tensor {tensor}: a truth value is neither 0 nor 1")
             continue
         try:
-            codec._check(body, tensor.size, "float32", parts.step)
-            one_squares, one_largest = _measure(codec, body, tensor.size, parts.step)
+            one_squares, one_largest = codec._examine(body, tensor.size, "float32", parts.step)
         except PayloadError as error:
             raise PayloadError(f"tensor {tensor}: {error}") from error
         squares += one_squares
@@ -172,12 +170,6 @@ def check_bodies(layout: Layout, parts: Bodies, limits: Limits | None) -> tuple[
     if limits.max_norm is not None and norm > limits.max_norm:
         raise PayloadError(f"the update has norm {norm:g}; the limit is {limits.max_norm:g}")
     return norm, largest
-
-
-def _measure(codec: Codec, body: Bytes, n: int, step: int) -> tuple[float, float]:
-    values = np.zeros(n, np.float32)
-    codec._decompress(body, "float32", step, values, False, 1.0, True)
-    return float(np.sum(np.square(values, dtype=np.float64))), float(np.abs(values).max(initial=0))
 
 
 def exact_entries(body: Bytes, tensor: Tensor) -> npt.NDArray[Any]:
