@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from ..buffers import Bytes, Floats, bytes_view, host_array
+from ..buffers import Bytes, Floats, host_array
 from ..codec import Call, Codec, check_codec, check_step
 from ..codecs.cast import Identity
 from ..errors import CodecError, InputError, NonFiniteError, StateError
 from .layout import Layout, Tensor
-from .message import EXACT, Bodies, read, write
+from .message import EXACT, Bodies, bytes_of, read, write
 from .server import check_bodies
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Client:
         """
         if not self._residuals:
             raise StateError("there are no residuals that could take the message back")
-        parts = read(bytes_view(message, "message"), self._layout, None)
+        parts = read(bytes_of(message), self._layout, None)
         check_bodies(self._layout, parts, None)
         for tensor, codec, body in zip(self._layout, parts.codecs, parts.bodies, strict=True):
             if codec is not None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _core
-from ..buffers import Bytes
+from ..buffers import Bytes, bytes_view
 from ..codec import Codec
-from ..errors import PayloadError
+from ..errors import InputError, PayloadError
 from ..message import CODEC_ENTRY, read_codec_entry
 from ..payload import CHECKSUM, VERSION, verify_checksum
 from .layout import DIGEST_BYTES, Layout
@@ -50,6 +50,15 @@ def write(layout: Layout, parts: Bodies) -> bytes:
     return b"".join((head, CHECKSUM.pack(checksum), *pieces))
 
 
+def bytes_of(message: Any) -> Bytes:
+    """The bytes of a message, which nobody changes while they are in use; `PayloadError` if it is not made of bytes."""
+    try:
+        data = bytes_view(message, "message")
+    except InputError as error:
+        raise PayloadError(str(error)) from error
+    return data if isinstance(message, bytes) else data.copy()
+
+
 def read(data: Bytes, layout: Layout, limits: Limits | None) -> Bodies:
     """The bodies of a message, unexamined; nothing is copied, and nothing allocated by what the message says.
 
@@ -76,12 +85,9 @@ def read(data: Bytes, layout: Layout, limits: Limits | None) -> Bodies:
         raise PayloadError("the message is too short for its tables")
     verify_checksum(data, _HEAD.size, "message")
     table = [
-        read_codec_entry(data[at : at + CODEC_ENTRY.size].tobytes())
+        _read_codec(data[at : at + CODEC_ENTRY.size].tobytes(), limits)
         for at in range(HEADER_BYTES, start, CODEC_ENTRY.size)
     ]
-    if limits is not None:
-        for stated in table:
-            limits.check_codec(stated)
     numbers = data[start : start + len(layout)].tolist()
     if list(dict.fromkeys(n for n in numbers if n != EXACT)) != list(range(codec_count)):
         raise PayloadError(
@@ -105,3 +111,15 @@ def read(data: Bytes, layout: Layout, limits: Limits | None) -> Bodies:
     ends = (at + np.cumsum(sizes, dtype=np.int64)).tolist()
     bodies = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     return Bodies(codecs, bodies, step)
+
+
+def _read_codec(entry: bytes, limits: Limits | None) -> Codec:
+    try:
+        codec = read_codec_entry(entry)
+    except PayloadError:
+        raise
+    except Exception as error:  # a codec from elsewhere may raise anything on a stranger's bytes
+        raise PayloadError(f"the codec entry {entry.hex()} cannot be read: {error!r}") from error
+    if limits is not None:
+        limits.check_codec(codec)
+    return codec

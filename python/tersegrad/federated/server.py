@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..buffers import Bytes, Floats, bytes_view, host_array
+from ..buffers import Bytes, Floats, host_array
 from ..errors import PayloadError, StateError
 from .layout import Layout, Tensor
 from .limits import Limits
-from .message import Bodies, read
+from .message import Bodies, bytes_of, read
 
 if TYPE_CHECKING:
     from ..buffers import AnyArray
@@ -84,7 +84,7 @@ class Server:
             If anything is wrong with message or weight. The accumulator is untouched: leave the client out and go on.
         """
         factor = self.limits.check_weight(weight)
-        data = bytes_view(message, "message")
+        data = bytes_of(message)
         parts = read(data, self.layout, self.limits)
         norm, largest = check_bodies(self.layout, parts, self.limits)
         heaviest = factor > self._heaviest
@@ -134,7 +134,7 @@ def decode(
         If the message is damaged, forged, of another layout or beyond the limits.
     """
     layout = Layout.of(layout)
-    parts = read(bytes_view(message, "message"), layout, limits)
+    parts = read(bytes_of(message), layout, limits)
     check_bodies(layout, parts, limits)
     arrays: Arrays = {}
     for tensor, codec, body in zip(layout, parts.codecs, parts.bodies, strict=True):
@@ -158,7 +158,11 @@ def check_bodies(layout: Layout, parts: Bodies, limits: Limits | None) -> tuple[
             continue
         try:
             one_squares, one_largest = codec._examine(body, tensor.size, "float32", parts.step)
-        except PayloadError as error:
+        except MemoryError:
+            raise
+        except (
+            Exception
+        ) as error:  # a codec from elsewhere may raise anything on a stranger's bytes
             raise PayloadError(f"tensor {tensor}: {error}") from error
         squares += one_squares
         largest = max(largest, one_largest)
