@@ -176,11 +176,9 @@ def main() -> None:
             | {"per_second": 1 / times.median, "quarter": f"{1 / slow:.0f} to {1 / fast:.0f}"}
         )
     show("Federated server", COLUMNS, table)
-    text = [
-        "# Federated server: check, measure and add the messages of many clients",
-        *report(table),
-    ]
-    save("federated", options, table, text)
+    heading = "# Federated server: check, measure and add the messages of many clients"
+    note = f"{CLIENTS} clients' messages take turns; the norm limit is on."
+    save("federated", options, table, [heading, note, "", *markdown(COLUMNS, table)])
 
 
 if __name__ == "__main__":
