@@ -171,6 +171,12 @@ def test_a_message_of_103_tensors_takes_less_than_a_kilobyte_beyond_its_bodies()
     assert len(client.encode(model)) - bodies <= 1024
 
 
+def test_weights_in_float16_stay_finite() -> None:
+    base = {"w": np.full(2, 60000, np.float16)}
+    assert apply(base, {"w": np.array([1e6, -1e6], np.float32)})["w"].tolist() == [65504, -65504]
+    assert apply(base, {"w": np.zeros(2, np.float32)})["w"].dtype == np.float16
+
+
 # --- Error feedback. ---
 
 

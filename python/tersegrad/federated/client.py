@@ -136,7 +136,7 @@ class Client:
             if codec is None:
                 bodies.append(x.view(np.uint8))
                 continue
-            call = Call(number, getattr(self._calls.get(tensor.name), "last_key", 0))
+            call = Call(number, self._calls.get(tensor.name, Call()).last_key)
             bodies.append(self._encode(tensor, codec, x, call, residuals))
             calls[tensor.name] = call
         message = write(layout, codecs, bodies, number)

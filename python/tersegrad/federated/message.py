@@ -47,7 +47,7 @@ def write(
     table = {entry: number for number, entry in enumerate(filter(None, dict.fromkeys(entries)))}
     head = _HEAD.pack(MAGIC, VERSION, len(table), b"", step, layout.digest)
     numbers = bytes(table.get(entry, EXACT) for entry in entries)
-    pieces = [*table, numbers, *(body.tobytes() for body in bodies)]
+    pieces: list[bytes | Bytes] = [*table, numbers, *bodies]
     checksum = _core.crc32c(head)
     for piece in pieces:
         checksum = _core.crc32c(piece, checksum)

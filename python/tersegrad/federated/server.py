@@ -149,19 +149,25 @@ def _exact_entries(body: Bytes, tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def apply(base: Mapping[str, AnyArray], update: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-    """New weights: the floats of `base` plus those of `update`, in the dtype of `base` (float32 for bfloat16, which NumPy lacks); integers
-    from `update`.
+    """New weights: the floats of `base` plus those of `update`, and the integers of `update`.
 
     Parameters
     ----------
     base : mapping of str to torch.Tensor or numpy.ndarray
     update : mapping of str to numpy.ndarray
         From `Server.mean` or `decode`, made of messages that had a base.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        In the dtypes of `base`, float32 for bfloat16, which NumPy lacks. In float16, sums beyond its range become its largest.
     """
     weights: Arrays = {}
     for name, x in base.items():
         start, change = host_array(x, f"tensor {name!r}"), update[name]
-        weights[name] = (
-            change if change.dtype != np.float32 else (start + change).astype(start.dtype)
-        )
+        if change.dtype == np.float32:
+            change = start + change
+            if start.dtype == np.float16:
+                change = np.clip(change, -65504, 65504).astype(np.float16)
+        weights[name] = change
     return weights
