@@ -125,14 +125,14 @@ template <class Body>
 bool Reader::for_each_one(size_t count, Body&& body) {
   size_t at = ones_at_, left = count;
   uint64_t ones = ones_;
-  while (left > 0) {
-    for (; ones != 0 && left > 0; ones &= ones - 1, --left) {
-      body(at * 8 + static_cast<uint64_t>(__builtin_ctzll(ones)));
+  for (; left > 0; --left) {
+    while (ones == 0) {
+      at += 8;
+      if (at >= ones_bytes_) return false;
+      ones = load_word(ones_section_ + at, ones_bytes_ - at);
     }
-    if (left == 0) break;
-    at += 8;
-    if (at >= ones_bytes_) return false;
-    ones = load_word(ones_section_ + at, ones_bytes_ - at);
+    body(at * 8 + static_cast<uint64_t>(__builtin_ctzll(ones)));
+    ones &= ones - 1;
   }
   ones_at_ = at;
   ones_ = ones;
@@ -179,15 +179,17 @@ bool Reader::read_u16(uint32_t* index, size_t count) {
       if (range_left_ > k_ - done_) return false;
     }
     uint64_t start = (range_ - 1) * kU16Range, next = next_;
+    bool increasing = increasing_;
     size_t here = std::min<size_t>(range_left_, end - done_);
     for (size_t j = done_; j < done_ + here; ++j) {
       uint16_t offset;
       memcpy(&offset, offsets + 2 * j, sizeof offset);
-      increasing_ &= start + offset >= next;
+      increasing &= start + offset >= next;
       next = start + offset + 1;
       *index++ = static_cast<uint32_t>(start + offset);
     }
     next_ = next;
+    increasing_ = increasing;
     done_ += here;
     range_left_ -= static_cast<uint32_t>(here);
   }
