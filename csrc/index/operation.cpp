@@ -125,14 +125,14 @@ template <class Body>
 bool Reader::for_each_one(size_t count, Body&& body) {
   size_t at = ones_at_, left = count;
   uint64_t ones = ones_;
-  for (; left > 0; --left) {
-    while (ones == 0) {
-      at += 8;
-      if (at >= ones_bytes_) return false;
-      ones = load_word(ones_section_ + at, ones_bytes_ - at);
+  while (left > 0) {
+    for (; ones != 0 && left > 0; ones &= ones - 1, --left) {
+      body(at * 8 + static_cast<uint64_t>(__builtin_ctzll(ones)));
     }
-    body(at * 8 + static_cast<uint64_t>(__builtin_ctzll(ones)));
-    ones &= ones - 1;
+    if (left == 0) break;
+    at += 8;
+    if (at >= ones_bytes_) return false;
+    ones = load_word(ones_section_ + at, ones_bytes_ - at);
   }
   ones_at_ = at;
   ones_ = ones;
