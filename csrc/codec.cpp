@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "blocks.h"
 #include "cast/operation.h"
 
 namespace tersegrad {
@@ -16,6 +17,14 @@ std::unique_ptr<T[]> scratch(size_t n) {
 void set_zero(const Output& out) {
   for_each_chunk(out.count, 1,
                  [&](size_t begin, size_t end) { memset(out.at(begin), 0, (end - begin) * item_bytes(out.dtype)); });
+}
+
+// Adds the values to an extent: squares in eight lanes, entry i in lane i mod 8.
+void measure(const float* value, size_t n, double (&lanes)[8], uint32_t& largest) {
+  for (size_t i = 0; i < n; ++i) {
+    lanes[i % 8] += static_cast<double>(value[i]) * static_cast<double>(value[i]);
+    largest = std::max(largest, key_of(value[i]));
+  }
 }
 
 Outcome finite_or_not(bool finite) { return finite ? Outcome::ok : Outcome::not_finite; }
@@ -63,17 +72,22 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
   }
 }
 
-void ValueCodec::decode(const uint8_t* body, DType dtype, const Output& out) const {
+void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin, const Output& out) const {
   switch (kind) {
     case Kind::identity:
-      return cast::decode(body, dtype, dtype, out);
+      return cast::decode(body + begin * item_bytes(dtype), dtype, dtype, out);
     case Kind::cast:
-      return cast::decode(body, dtype, wire, out);
+      return cast::decode(body + begin * item_bytes(wire), dtype, wire, out);
     case Kind::quantize:
-      return quantize::decode(body, dtype, quantized, out);
+      return quantize::decode(body, dtype, quantized, n, begin, out);
     default:
-      return sign::decode(body, dtype, signs, out);
+      return sign::decode(body, dtype, signs, n, begin, out);
   }
+}
+
+size_t ValueCodec::piece() const {
+  if (kind == Kind::quantize) return blocks_at_once(quantized.block_size);
+  return kind == Kind::sign ? blocks_at_once(signs.block_size) : kPiece;
 }
 
 size_t Codec::survivors(size_t n) const {
@@ -116,7 +130,7 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
     default:
       if (!found.reserve(kept)) return Outcome::out_of_memory;
       finite = residual ? cast::accumulate(x, residual) : cast::all_finite(x);
-      index::draw(n, kept, mask_seed, step, found.index.get());
+      index::draw(n, kept, mask_seed, step, 0, kept, found.index.get());
       index::gather(residual ? Entries{residual, DType::float32, n} : x, found.index.get(), kept, found.value.get());
   }
   const uint32_t* index = found.index.get();
@@ -133,7 +147,7 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
 
 Fault Codec::read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const {
   if (selection != Selection::random) return index::decode(index_form(n), body, n, survivors(n), index);
-  index::draw(n, survivors(n), mask_seed, step, index);
+  index::draw(n, survivors(n), mask_seed, step, 0, survivors(n), index);
   return nullptr;
 }
 
@@ -162,6 +176,57 @@ Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Outpu
   if (!out.accumulate && !blank) set_zero(out);
   index::scatter(index.get(), value.get(), kept, out);
   return nullptr;
+}
+
+// Calls each(index, begin, count) for the survivors piece by piece: those from `begin`, at these indices; without
+// indices where every entry survives.
+template <class Each>
+Fault Codec::for_each_piece_of(const uint8_t* body, size_t n, uint32_t step, Each&& each) const {
+  const size_t kept = survivors(n), piece = values.piece();
+  const bool travels = selection == Selection::topk || selection == Selection::chunks;
+  auto index = scratch<uint32_t>(selection == Selection::all ? 0 : std::min(piece, kept));
+  index::Reader reader(travels ? index_form(n) : IndexForm::bitmap, body, travels ? n : 0, travels ? kept : 0);
+  if (Fault fault = reader.start()) return fault;
+  for (size_t begin = 0; begin < kept; begin += piece) {
+    const size_t count = std::min(piece, kept - begin);
+    if (travels) {
+      if (Fault fault = reader.read(index.get(), count)) return fault;
+    } else if (selection == Selection::random) {
+      index::draw(n, kept, mask_seed, step, begin, count, index.get());
+    }
+    each(index.get(), begin, count);
+  }
+  return reader.finish();
+}
+
+Fault Codec::examine(const uint8_t* body, DType dtype, size_t n, uint32_t step, Extent& extent) const {
+  const size_t kept = survivors(n);
+  const uint8_t* coded = body + stream_bytes(n);
+  if (Fault fault = values.check(coded, dtype, kept)) return fault;
+  auto value = scratch<float>(std::min(values.piece(), kept));
+  double lanes[8] = {};
+  uint32_t largest = 0;
+  Fault fault = for_each_piece_of(body, n, step, [&](const uint32_t*, size_t begin, size_t count) {
+    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    measure(value.get(), count, lanes, largest);
+  });
+  extent = {((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7])),
+            float_of(largest)};
+  return fault;
+}
+
+Fault Codec::add(const uint8_t* body, DType dtype, uint32_t step, const Output& out) const {
+  const size_t n = out.count, kept = survivors(n);
+  if (selection == Selection::all) {
+    values.decode(body, dtype, out);
+    return nullptr;
+  }
+  const uint8_t* coded = body + stream_bytes(n);
+  auto value = scratch<float>(std::min(values.piece(), kept));
+  return for_each_piece_of(body, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
+    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    index::scatter(index, value.get(), count, out);
+  });
 }
 
 }  // namespace tersegrad

@@ -25,7 +25,16 @@ struct ValueCodec {
   // As the operations' functions of these names.
   bool encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint8_t* body) const;
   Fault check(const uint8_t* body, DType dtype, size_t n) const;
-  void decode(const uint8_t* body, DType dtype, const Output& out) const;
+  void decode(const uint8_t* body, DType dtype, const Output& out) const { decode(body, dtype, out.count, 0, out); }
+  // The entries from `begin`, a multiple of piece(), of `n`: as many as `out` takes.
+  void decode(const uint8_t* body, DType dtype, size_t n, size_t begin, const Output& out) const;
+  size_t piece() const;  // entries that are decoded together
+};
+
+// How large the values of a body are.
+struct Extent {
+  double squares = 0;  // their sum, in a fixed order
+  float largest = 0;   // magnitude
 };
 
 struct Codec {
@@ -51,7 +60,15 @@ struct Codec {
   // `blank` says that out holds zeros already.
   Fault decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const;
 
+  // For bodies of strangers, in memory that depends on the codec alone. examine refuses what decode refuses, and
+  // measures the values; add then does what decode does with out.accumulate, and stays inside `out` even if the body
+  // has changed meanwhile.
+  Fault examine(const uint8_t* body, DType dtype, size_t n, uint32_t step, Extent& extent) const;
+  Fault add(const uint8_t* body, DType dtype, uint32_t step, const Output& out) const;
+
  private:
+  template <class Each>
+  Fault for_each_piece_of(const uint8_t* body, size_t n, uint32_t step, Each&& each) const;
   Fault read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const;
 };
 

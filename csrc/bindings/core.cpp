@@ -183,6 +183,31 @@ void decode(const Codec& codec, const py::array& body, int dtype, uint32_t step,
   raise_if(fault);
 }
 
+py::tuple examine(const Codec& codec, const py::array& body, int dtype, size_t n, uint32_t step) {
+  DType payload = dtype_from_code(dtype);
+  const uint8_t* in = bytes_in(body, codec.body_bytes(n, payload));
+  Fault fault;
+  Extent extent;
+  {
+    Call call(n);
+    fault = codec.examine(in, payload, n, step, extent);
+  }
+  raise_if(fault);
+  return py::make_tuple(extent.squares, extent.largest);
+}
+
+void add(const Codec& codec, const py::array& body, int dtype, uint32_t step, py::array out, float scale) {
+  Output target = output(out, true, scale);
+  DType payload = dtype_from_code(dtype);
+  const uint8_t* in = bytes_in(body, codec.body_bytes(target.count, payload));
+  Fault fault;
+  {
+    Call call(target.count);
+    fault = codec.add(in, payload, step, target);
+  }
+  raise_if(fault);
+}
+
 void encode_index(int form, const py::array& index, size_t n, py::array stream) {
   size_t k = size_of(index);
   const uint32_t* in = indices(index);
@@ -211,7 +236,7 @@ py::array_t<uint32_t> draw_index(size_t n, size_t k, uint64_t seed, uint32_t ste
   py::array_t<uint32_t> index(static_cast<py::ssize_t>(k));
   uint32_t* out = index.mutable_data();
   Call call(k);
-  index::draw(n, k, seed, step, out);
+  index::draw(n, k, seed, step, 0, k, out);
   return index;
 }
 
@@ -302,7 +327,9 @@ PYBIND11_MODULE(_core, m) {
           "n"_a, "dtype"_a)
       .def("encode", &encode, "x"_a, "residual"_a, "dtype"_a, "step"_a, "last_key"_a, "body"_a)
       .def("check", &check_body, "body"_a, "dtype"_a, "n"_a)
-      .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a);
+      .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a)
+      .def("examine", &examine, "body"_a, "dtype"_a, "n"_a, "step"_a)
+      .def("add", &add, "body"_a, "dtype"_a, "step"_a, "out"_a, "scale"_a);
   m.def("encode_many", encode_many, "codecs"_a, "tensors"_a, "step"_a, "checked"_a, "all_or_none"_a);
   m.def("address", [](const py::array& x) { return reinterpret_cast<uintptr_t>(read(x)); }, "x"_a);
   m.def("locate_tensors", locate_tensors, "exchange"_a, "tensors"_a, "max_rank"_a);

@@ -7,7 +7,7 @@
 >>> restored = tg.decompress(message)
 """
 
-from . import kernels, tune
+from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
 from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, TopK
@@ -54,6 +54,7 @@ __all__ = [
     "compress_many",
     "decompress",
     "decompress_many",
+    "federated",
     "kernels",
     "tune",
 ]

@@ -165,6 +165,18 @@ class Codec(ABC):
         """`PayloadError` for a body that `_decompress` would refuse."""
         self._decoded(body, n, dtype, step)
 
+    # For bodies of strangers: first what `_check` does and how large the values are, then what `_decompress` does onto `out`.
+
+    def _examine(self, body: Bytes, n: int, dtype: str, step: int) -> tuple[float, float]:
+        """The sum of the values' squares and their largest magnitude; `PayloadError` as from `_check`."""
+        values = self._decoded(body, n, dtype, step)
+        squares = np.square(values, dtype=np.float64).sum()
+        return float(squares), float(np.abs(values).max(initial=0))
+
+    def _add(self, body: Bytes, dtype: str, step: int, out: npt.NDArray[Any], scale: float) -> None:
+        """``out += scale * decoded``, for a body that passed `_examine`."""
+        self._decompress(body, dtype, step, out, True, scale, False)
+
     # The form of the parameters in a message of many tensors, before the codec meets one; at most 24 bytes.
 
     def _standing_params(self) -> bytes:

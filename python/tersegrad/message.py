@@ -32,7 +32,7 @@ STANDING_BYTES = 24  # parameters of a codec that has not met a tensor
 
 # magic, version, codecs, zeros, tensors, step, body bytes; then the checksum and the tables.
 _HEAD = struct.Struct("<4sBB2sIIQ")
-_CODEC = struct.Struct(f"<B3s{STANDING_BYTES}s")
+CODEC_ENTRY = struct.Struct(f"<B3s{STANDING_BYTES}s")
 _TENSOR = struct.Struct("<BBBB")
 HEADER_BYTES = _HEAD.size + CHECKSUM.size
 
@@ -83,14 +83,14 @@ class Message:
         """How each codec object states itself. Few objects stand for many tensors, and some of them state the same."""
         codecs = {id(codec): codec for codec in self.codecs}
         return {
-            key: _CODEC.pack(codec.id, b"", codec._standing_params())
+            key: CODEC_ENTRY.pack(codec.id, b"", codec._standing_params())
             for key, codec in codecs.items()
         }
 
     @property
     def nbytes(self) -> int:
         """Bytes on the wire, header and tables included."""
-        tables = _CODEC.size * len(set(self._table().values())) + sum(
+        tables = CODEC_ENTRY.size * len(set(self._table().values())) + sum(
             _TENSOR.size + 4 * len(s) for s in self.shapes
         )
         return HEADER_BYTES + tables + self._bodies.size
@@ -144,7 +144,7 @@ class Message:
             )
         verify_checksum(data, _HEAD.size, "message")
         reader = _Reader(data, body_bytes)
-        codecs = [_read_codec(*_CODEC.unpack(reader.take(_CODEC.size))) for _ in range(codec_count)]
+        codecs = [read_codec_entry(reader.take(CODEC_ENTRY.size)) for _ in range(codec_count)]
         used, dtypes, shapes, sizes = [], [], [], []
         for position in range(count):
             number, dtype_code, rank, zero = _TENSOR.unpack(reader.take(_TENSOR.size))
@@ -188,7 +188,9 @@ class _Reader:
         return self._data[self._at - size : self._at].tobytes()
 
 
-def _read_codec(codec_id: int, zeros: bytes, params: bytes) -> Codec:
+def read_codec_entry(entry: bytes) -> Codec:
+    """The codec that an entry of a codec table states; `PayloadError` if it states none."""
+    codec_id, zeros, params = CODEC_ENTRY.unpack(entry)
     try:
         codec = codec_by_id(codec_id)._from_standing(params)
         canonical = codec._standing_params().ljust(STANDING_BYTES, b"\0")

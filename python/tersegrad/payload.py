@@ -158,7 +158,7 @@ class Payload:
         if expect is not None:
             check_expected(shape, dtype, expect)
         n = math.prod(shape)
-        codec, step = _read_codec(codec_id, params, n)
+        codec, step = _read_parameters(codec_id, params, n)
         expected = codec.body_size(n, dtype)
         if body_bytes != expected:
             raise PayloadError(
@@ -179,7 +179,7 @@ def verify_checksum(data: Bytes, at: int, what: str) -> None:
         )
 
 
-def _read_codec(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
+def _read_parameters(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
     try:
         codec, step = codec_by_id(codec_id)._from_wire(params, n)
         canonical = codec._wire_params(n, step).ljust(PARAMETER_BYTES, b"\0")

@@ -59,6 +59,12 @@ class Native(Codec):
     def _check(self, body: Bytes, n: int, dtype: str, step: int) -> None:
         self._native.check(body, DTYPE_CODES[dtype], n)
 
+    def _examine(self, body: Bytes, n: int, dtype: str, step: int) -> tuple[float, float]:
+        return self._native.examine(body, DTYPE_CODES[dtype], n, step)
+
+    def _add(self, body: Bytes, dtype: str, step: int, out: npt.NDArray[Any], scale: float) -> None:
+        self._native.add(body, DTYPE_CODES[dtype], step, out, scale)
+
 
 class Dense(Native):
     """A native codec that codes every entry, and can code the survivors of a sparse one."""

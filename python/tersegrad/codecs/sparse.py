@@ -161,6 +161,19 @@ class Sparse(Native):
         self._indices(body[:stream], n, step)
         codec._check(body[stream:], self._native.survivors(n), dtype, step)
 
+    def _examine(self, body: Bytes, n: int, dtype: str, step: int) -> tuple[float, float]:
+        codec, stream = self._value_codec, self._stream_bytes(n)
+        if isinstance(codec, Dense):
+            return super()._examine(body, n, dtype, step)
+        self._indices(body[:stream], n, step)
+        return codec._examine(body[stream:], self._native.survivors(n), dtype, step)
+
+    def _add(self, body: Bytes, dtype: str, step: int, out: npt.NDArray[Any], scale: float) -> None:
+        if isinstance(self._value_codec, Dense):
+            super()._add(body, dtype, step, out, scale)
+        else:
+            self._decompress(body, dtype, step, out, True, scale, False)
+
 
 class Indexed(Sparse):
     """A sparse codec whose indices travel."""
