@@ -30,8 +30,10 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return n * item_bytes(wire);
     case Kind::quantize:
       return quantized.scale_bytes(n) + quantized.code_bytes(n);
-    default:
+    case Kind::sign:
       return signs.scale_bytes(n) + (n + 7) / 8;
+    default:
+      return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
 }
 
@@ -45,8 +47,10 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
       Noise noise{seed, step};
       return quantize::encode(x, residual, dtype, quantized, stochastic ? &noise : nullptr, body);
     }
-    default:
+    case Kind::sign:
       return sign::encode(x, residual, dtype, signs, body);
+    default:
+      return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
 }
 
@@ -58,8 +62,10 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return cast::check(body, wire, n);
     case Kind::quantize:
       return quantize::check(body, quantized, n);
-    default:
+    case Kind::sign:
       return sign::check(body, signs, n);
+    default:
+      return ternary::check(body, digits, n);
   }
 }
 
@@ -71,8 +77,10 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, const Output& out) con
       return cast::decode(body, dtype, wire, out);
     case Kind::quantize:
       return quantize::decode(body, dtype, quantized, out);
-    default:
+    case Kind::sign:
       return sign::decode(body, dtype, signs, out);
+    default:
+      return ternary::decode(body, dtype, digits, out);
   }
 }
 
@@ -87,18 +95,15 @@ IndexForm Codec::index_form(size_t n) const {
   return form ? static_cast<IndexForm>(form) : smallest_index_form(n, survivors(n));
 }
 
-size_t Codec::stream_bytes(size_t n) const {
-  bool travels = selection == Selection::topk || selection == Selection::chunks;
-  return travels ? index_stream_bytes(index_form(n), n, survivors(n)) : 0;
-}
-
 size_t Codec::body_bytes(size_t n, DType dtype) const {
-  return stream_bytes(n) + values.body_bytes(survivors(n), dtype);
+  size_t kept = survivors(n), stream = has_index_stream() ? index_stream_bytes(index_form(n), n, kept) : 0;
+  return stream + values.body_bytes(kept, dtype);
 }
 
-Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key,
-                      uint8_t* body) const {
+Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key, uint8_t* body,
+                      size_t& body_bytes) const {
   const size_t n = x.count, kept = survivors(n);
+  body_bytes = values.body_bytes(kept, dtype);
   if (n == 0) return Outcome::ok;
   if (selection == Selection::all) return finite_or_not(values.encode(x, residual, dtype, step, body));
 
@@ -120,8 +125,11 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
       index::gather(residual ? Entries{residual, DType::float32, n} : x, found.index.get(), kept, found.value.get());
   }
   const uint32_t* index = found.index.get();
-  if (selection != Selection::random) index::encode(index_form(n), index, n, kept, body);
-  body += stream_bytes(n);
+  if (has_index_stream()) {
+    size_t stream = index::encode(index_form(n), index, n, kept, body);
+    body += stream;
+    body_bytes += stream;
+  }
   // An infinity or NaN outranks every number, so top-k has it among the survivors if there is one.
   finite &= values.encode({found.value.get(), DType::float32, kept}, nullptr, dtype, step, body);
   if (!finite || residual == nullptr) return finite_or_not(finite);
@@ -131,31 +139,45 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
   return Outcome::ok;
 }
 
-Fault Codec::read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const {
-  if (selection != Selection::random) return index::decode(index_form(n), body, n, survivors(n), index);
-  index::draw(n, survivors(n), mask_seed, step, index);
-  return nullptr;
+Fault Codec::measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const {
+  return index::measure_rice(body, available, n, survivors(n), bytes);
 }
 
-Fault Codec::check(const uint8_t* body, DType dtype, size_t n) const {
-  const size_t kept = survivors(n), stream = stream_bytes(n);
-  if (stream > 0) {
+Fault Codec::split(size_t bytes, DType dtype, size_t n, size_t* stream) const {
+  const size_t kept = survivors(n), value_bytes = values.body_bytes(kept, dtype);
+  const size_t most = body_bytes(n, dtype), least = is_fixed_size() ? most : value_bytes + rice_bytes_at_least(kept);
+  *stream = bytes - value_bytes;
+  return bytes < least || bytes > most ? "the body has not the size that its entries take" : nullptr;
+}
+
+Fault Codec::check(const uint8_t* body, size_t bytes, DType dtype, size_t n) const {
+  const size_t kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  if (has_index_stream()) {
     auto index = scratch<uint32_t>(kept);
-    if (Fault fault = read_index(body, n, 0, index.get())) return fault;
+    if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) return fault;
   }
   return values.check(body + stream, dtype, kept);
 }
 
-Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const {
+Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out,
+                    bool blank) const {
   const size_t n = out.count, kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
     Fault fault = values.check(body, dtype, n);
     if (fault == nullptr) values.decode(body, dtype, out);
     return fault;
   }
   auto index = scratch<uint32_t>(kept);
-  if (Fault fault = read_index(body, n, step, index.get())) return fault;
-  body += stream_bytes(n);
+  if (!has_index_stream()) {
+    index::draw(n, kept, mask_seed, step, index.get());
+  } else if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) {
+    return fault;
+  }
+  body += stream;
   if (Fault fault = values.check(body, dtype, kept)) return fault;
   auto value = scratch<float>(kept);
   values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f});

@@ -1,28 +1,16 @@
 #include "operation.h"
 
 #include "../philox.h"
+#include "streams.h"
 
 namespace tersegrad::index {
 namespace {
 
-constexpr Fault kWrongCount = "the index stream does not hold the number of indices that the header states";
 constexpr Fault kNotIncreasing = "the indices are not strictly increasing";
-constexpr Fault kOutOfRange = "an index lies outside the tensor";
-constexpr Fault kPaddingSet = "padding bits of the index stream are set";
 
 // Scattered entries each miss the cache; asking for them early lets the misses overlap.
 constexpr size_t kAhead = 32;
 void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }
-
-uint64_t load_word(const uint8_t* p, size_t available) {
-  uint64_t word = 0;
-  if (available >= sizeof word) {
-    memcpy(&word, p, sizeof word);  // of a known size: one instruction
-  } else {
-    memcpy(&word, p, available);
-  }
-  return word;
-}
 
 // Low parts are appended to a 64-bit buffer, low bit first, and leave it as whole words.
 void encode_elias_fano(const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
@@ -132,18 +120,26 @@ Fault decode_u16(const uint8_t* stream, size_t n, size_t k, uint32_t* index) {
 
 }  // namespace
 
-void encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
+size_t encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
   switch (form) {
     case IndexForm::elias_fano:
-      return encode_elias_fano(index, n, k, stream);
+      encode_elias_fano(index, n, k, stream);
+      break;
     case IndexForm::bitmap:
-      return encode_bitmap(index, n, k, stream);
+      encode_bitmap(index, n, k, stream);
+      break;
     case IndexForm::u16:
-      return encode_u16(index, n, k, stream);
+      encode_u16(index, n, k, stream);
+      break;
+    case IndexForm::rice:
+      return encode_rice(index, n, k, stream);
   }
+  return index_stream_bytes(form, n, k);
 }
 
-Fault decode(IndexForm form, const uint8_t* stream, size_t n, size_t k, uint32_t* index) {
+Fault decode(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k, uint32_t* index) {
+  if (form == IndexForm::rice) return decode_rice(stream, bytes, n, k, index);
+  if (bytes != index_stream_bytes(form, n, k)) return kWrongSize;
   switch (form) {
     case IndexForm::elias_fano:
       return decode_elias_fano(stream, n, k, index);

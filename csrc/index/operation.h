@@ -6,10 +6,16 @@
 
 namespace tersegrad::index {
 
-// `index` is ascending and below n; `stream` has index_stream_bytes(form, n, k).
-void encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream);
-// Checks order, range, count and padding on the way.
-Fault decode(IndexForm form, const uint8_t* stream, size_t n, size_t k, uint32_t* index);
+// `index` is ascending and below n; `stream` has room for index_stream_bytes(form, n, k). Returns the bytes written.
+size_t encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream);
+// Takes a stream of exactly `bytes`. Checks size, order, range, count and padding on the way.
+Fault decode(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k, uint32_t* index);
+
+// The same for IndexForm::rice, in rice.cpp.
+size_t encode_rice(const uint32_t* index, size_t n, size_t k, uint8_t* stream);
+Fault decode_rice(const uint8_t* stream, size_t bytes, size_t n, size_t k, uint32_t* index);
+// How many of the `available` bytes are the stream that starts there. Whether it is one is left to decode_rice.
+Fault measure_rice(const uint8_t* stream, size_t available, size_t n, size_t k, size_t* bytes);
 
 void draw(size_t n, size_t k, uint64_t seed, uint32_t step, uint32_t* index);
 

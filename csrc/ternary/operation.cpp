@@ -1,0 +1,98 @@
+#include "operation.h"
+
+#include "../blocks.h"
+
+namespace tersegrad::ternary {
+namespace {
+
+// Entries that are decoded at a time: whole bytes of digits.
+constexpr size_t kDigitPiece = kPiece / kDigitsPerByte * kDigitsPerByte;
+
+// The digits of one block; returns how many are not zero. Whoever is zero is set to zero in `kept`, the others stay.
+size_t pack_digits(const float* a, size_t n, uint32_t limit, uint8_t* out, float* kept) {
+  size_t nonzero = 0;
+  for (size_t i = 0; i < n; i += kDigitsPerByte) {
+    unsigned byte = 0, weight = 1;
+    for (size_t j = i; j < std::min(n, i + kDigitsPerByte); ++j, weight *= 3) {
+      uint8_t digit = ternary_digit(a[j], limit);
+      byte += weight * digit;
+      nonzero += digit != 0;
+      kept[j] = digit != 0 ? a[j] : 0.0f;
+    }
+    out[i / kDigitsPerByte] = static_cast<uint8_t>(byte);
+  }
+  return nonzero;
+}
+
+// `digits` begins with the first digit of a byte.
+void unpack_digits(const uint8_t* digits, float scale, float* out, size_t n) {
+  const float entry[3] = {ternary_entry(0, scale), ternary_entry(1, scale), ternary_entry(2, scale)};
+  for (size_t i = 0; i < n; i += kDigitsPerByte) {
+    unsigned byte = digits[i / kDigitsPerByte];
+    for (size_t j = i; j < std::min(n, i + kDigitsPerByte); ++j, byte /= 3) out[j] = entry[byte % 3];
+  }
+}
+
+}  // namespace
+
+bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout, float threshold, uint8_t* body) {
+  const Kernels& kernels = active();
+  uint8_t* digits = body + layout.scale_bytes(x.count);
+  LargestKey largest;
+  for_each_chunk(x.count, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
+    float scratch[kLargestBlock], kept[kLargestBlock];
+    uint8_t signs[kLargestBlock / 8];
+    for (size_t i = chunk_begin; i < chunk_end; i += layout.block_size) {
+      const size_t n = std::min(chunk_end - i, layout.block_size), block = i / layout.block_size;
+      uint8_t* packed = digits + block * layout.block_bytes();
+      const float* a = float_entries(x, residual, i, n, scratch);
+      SignSummary all = kernels.pack_signs(a, n, signs);  // for its sum
+      largest.add(all.max_key);
+      size_t nonzero = pack_digits(a, n, ternary_limit(threshold, sign_scale(all.sum, n)), packed, kept);
+      float sum = threshold > 0 ? kernels.pack_signs(kept, n, signs).sum : all.sum;
+      float scale = nonzero > 0 ? sign_scale(sum, nonzero) : 0.0f;
+      put_scale(body, block, scale);
+      if (residual == nullptr) continue;
+      unpack_digits(packed, round_to(dtype, scale), kept, n);
+      kernels.subtract(residual + i, kept, n);
+    }
+  });
+  return largest.is_finite();
+}
+
+Fault check(const uint8_t* body, const Layout& layout, size_t n) {
+  if (!scales_are_valid(body, layout.blocks(n))) return "a scale is negative, infinite or not a number";
+  const uint8_t* digits = body + layout.scale_bytes(n);
+  bool valid = true;
+  for (size_t i = 0; i < layout.digits_bytes(n); ++i) valid &= digits[i] < kDigitBytes;
+  if (!valid) return "a byte of ternary digits is above 242";
+  for (size_t begin = 0; begin < n; begin += layout.block_size) {
+    const size_t length = std::min(layout.block_size, n - begin);
+    unsigned first_padding = 1;
+    for (size_t used = length % kDigitsPerByte; used > 0; --used) first_padding *= 3;
+    digits += digit_bytes(length);
+    if (length % kDigitsPerByte != 0 && digits[-1] >= first_padding) return "digits after the last of a block are set";
+  }
+  return nullptr;
+}
+
+void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out) {
+  const uint8_t* digits = body + layout.scale_bytes(out.count);
+  for_each_chunk(out.count, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
+    float scratch[kDigitPiece];
+    for (size_t begin = chunk_begin; begin < chunk_end; begin += layout.block_size) {
+      const size_t end = std::min(chunk_end, begin + layout.block_size), block = begin / layout.block_size;
+      const float scale = round_to(dtype, get_scale(body, block));
+      for (size_t i = begin; i < end; i += kDigitPiece) {
+        const size_t length = std::min(kDigitPiece, end - i);
+        const uint8_t* packed = digits + block * layout.block_bytes() + (i - begin) / kDigitsPerByte;
+        const bool direct = out.is_direct();
+        float* values = direct ? static_cast<float*>(out.at(i)) : scratch;
+        unpack_digits(packed, scale, values, length);
+        if (!direct) out.emit(i, values, length);
+      }
+    }
+  });
+}
+
+}  // namespace tersegrad::ternary
