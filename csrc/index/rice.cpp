@@ -42,16 +42,44 @@ class BitWriter {
   int filled_ = 0;
 };
 
-// The parameter of group `group`, from the indices at its ends; `count` of them.
-int group_parameter(const uint32_t* index, size_t first, size_t count) {
-  uint64_t from = first == 0 ? 0 : uint64_t{index[first - 1]} + 1;
-  return rice_low_bits(index[first + count - 1] + uint64_t{1} - from - count, count);
+// Up to this width four parts, and the bits of a byte before them, fit into a word.
+constexpr int kNarrow = 14;
+
+// Calls body(first, count, l) for every group of indices, l its parameter, which follows from the indices at its ends.
+template <class Body>
+void for_each_group(const uint32_t* index, size_t k, Body&& body) {
+  uint64_t next = 0;  // the least index that may come
+  for (size_t first = 0; first < k; first += kRiceGroup) {
+    const size_t count = std::min<size_t>(kRiceGroup, k - first);
+    const uint64_t end = index[first + count - 1] + uint64_t{1};
+    body(first, count, rice_low_bits(end - next - count, count));
+    next = end;
+  }
 }
 
-// Calls body(first, count) for every group of k indices.
-template <class Body>
-void for_each_group(size_t k, Body&& body) {
-  for (size_t first = 0; first < k; first += kRiceGroup) body(first, std::min<size_t>(kRiceGroup, k - first));
+// The gaps before `count` indices from `first` on; the rest of the group is zero.
+struct Gaps {
+  uint32_t gap[kRiceGroup] = {};
+  Gaps(const uint32_t* index, size_t first, size_t count) {
+    uint32_t next = first == 0 ? 0 : index[first - 1] + 1;
+    for (size_t j = 0; j < count; ++j) {
+      gap[j] = index[first + j] - next;
+      next = index[first + j] + 1;
+    }
+  }
+};
+
+// The low parts of a whole group, so many from each word; reads up to eight bytes more than they take.
+template <size_t at_once>
+void unpack_parts(const uint8_t* parts, int l, uint32_t* part) {
+  const auto width = static_cast<size_t>(l);
+  const uint64_t mask = (uint64_t{1} << l) - 1;
+  for (size_t j = 0; j < kRiceGroup; j += at_once) {
+    uint64_t word;
+    memcpy(&word, parts + j * width / 8, sizeof word);
+    word >>= j * width % 8;
+    for (size_t i = j; i < j + at_once; ++i, word >>= l) part[i] = static_cast<uint32_t>(word & mask);
+  }
 }
 
 // Reads the parameters into `parameter`, one for each group, if it is not null.
@@ -106,39 +134,39 @@ size_t encode_rice(const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
   if (k == 0) return 0;
   BitWriter parameters(stream);
   int previous = elias_fano_low_bits(n, k);
-  for_each_group(k, [&](size_t first, size_t count) {
-    int l = group_parameter(index, first, count);
+  for_each_group(index, k, [&](size_t, size_t, int l) {
     uint32_t step = rice_step(previous, l);
     parameters.put(uint64_t{1} << step, static_cast<int>(step) + 1);
     previous = l;
   });
 
   BitWriter lows(parameters.end());
-  for_each_group(k, [&](size_t first, size_t count) {
-    int l = group_parameter(index, first, count);
-    const uint32_t mask = (uint32_t{1} << l) - 1;
-    uint32_t before = first == 0 ? UINT32_MAX : index[first - 1];
-    for (size_t j = first; j < first + count; ++j) {
-      lows.put((index[j] - before - 1) & mask, l);
-      before = index[j];
+  for_each_group(index, k, [&](size_t first, size_t count, int l) {
+    const Gaps gaps(index, first, count);
+    const uint64_t mask = (uint64_t{1} << l) - 1;
+    auto part = [&](size_t j) { return gaps.gap[j] & mask; };
+    if (l <= kNarrow) {
+      for (size_t j = 0; j < count; j += 4) {
+        uint64_t four = (part(j) | part(j + 1) << l) | (part(j + 2) | part(j + 3) << l) << 2 * l;
+        lows.put(four, l * static_cast<int>(std::min<size_t>(4, count - j)));
+      }
+    } else {
+      for (size_t j = 0; j < count; ++j) lows.put(part(j), l);
     }
   });
 
   // Ones are gathered in a word, which is stored when the next one belongs to a later word.
   uint8_t* high = lows.end();
   uint64_t word = 0, words = 0, bit = 0;
-  for_each_group(k, [&](size_t first, size_t count) {
-    int l = group_parameter(index, first, count);
-    uint32_t before = first == 0 ? UINT32_MAX : index[first - 1];
-    for (size_t j = first; j < first + count; ++j) {
-      bit += (index[j] - before - 1) >> l;
+  for_each_group(index, k, [&](size_t first, size_t count, int l) {
+    const Gaps gaps(index, first, count);
+    for (size_t j = 0; j < count; ++j, ++bit) {
+      bit += gaps.gap[j] >> l;
       for (; words < bit / 64; ++words) {
         memcpy(high + 8 * words, &word, sizeof word);
         word = 0;
       }
       word |= uint64_t{1} << (bit % 64);
-      ++bit;
-      before = index[j];
     }
   });
   memcpy(high + 8 * words, &word, bytes_of(bit) - 8 * words);
@@ -163,28 +191,25 @@ Fault decode_rice(const uint8_t* stream, size_t bytes, size_t n, size_t k, uint3
   for (size_t first = 0; first < k; first += kRiceGroup) {
     const size_t count = std::min<size_t>(kRiceGroup, k - first);
     const int l = parameter[first / kRiceGroup];
-    const auto width = static_cast<size_t>(l);
-    const uint64_t mask = (uint64_t{1} << l) - 1;
     const uint8_t* parts = low;
     const auto left = static_cast<size_t>(stream + bytes - low);
     if (left < sizeof copy) {
       memset(copy, 0, sizeof copy);
       parts = static_cast<const uint8_t*>(memcpy(copy, low, left));
     }
+    uint32_t part[kRiceGroup];
+    (l <= kNarrow ? unpack_parts<4> : unpack_parts<1>)(parts, l, part);
     const uint64_t begin = next, begin_bit = bit;
-    uint64_t sum = 0;  // of the low parts
+    uint64_t sum = begin;  // and the low parts
     for (size_t j = 0; j < count; ++j) {
       if (!ones.find()) return kWrongCount;
       uint64_t one = ones.take();
-      size_t at = j * width;
-      uint64_t part;
-      memcpy(&part, parts + at / 8, sizeof part);
-      sum += (part >> (at % 8)) & mask;
-      next = begin + sum + ((one - begin_bit - j) << l) + j;
+      sum += part[j];
+      next = sum + ((one - begin_bit - j) << l) + j;
       index[first + j] = static_cast<uint32_t>(next);
       bit = one + 1;
     }
-    low += 2 * width;
+    low += 2 * l;
     // High parts that reach beyond n are refused before their sum could wrap.
     if (bit - begin_bit - count > n >> l || next >= n) return kOutOfRange;
     ++next;

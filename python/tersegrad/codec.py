@@ -62,7 +62,7 @@ class Codec(ABC):
     --------
     >>> import dataclasses, numpy as np, tersegrad as tg
     >>> @dataclasses.dataclass(frozen=True)
-    ... class Ternary(tg.Codec, id=201):
+    ... class Coarse(tg.Codec, id=201):
     ...     def body_size(self, n, dtype="float32"):
     ...         return 4 + n
     ...     def _encode(self, values, body, dtype, step):
@@ -71,7 +71,7 @@ class Codec(ABC):
     ...         body[4:] = np.where(np.abs(values) < scale, 0, np.sign(values)).astype(np.int8).view(np.uint8)
     ...     def _decode(self, body, values, dtype, step):
     ...         values[:] = body[4:].view(np.int8) * np.frombuffer(body[:4].tobytes(), "<f4")[0]
-    >>> payload = tg.compress(np.array([1.0, -3.0, 0.5], np.float32), Ternary())
+    >>> payload = tg.compress(np.array([1.0, -3.0, 0.5], np.float32), Coarse())
     >>> tg.decompress(bytes(payload))
     array([ 0. , -1.5,  0. ], dtype=float32)
     """
@@ -278,7 +278,8 @@ def check_fixed_size(codec: Codec) -> Codec:
 
 def check_body_size(codec: Codec, size: int, n: int, dtype: str) -> None:
     """`PayloadError` unless a body of `n` entries can have `size` bytes."""
-    least, most = codec._min_body_size(n, dtype), codec.max_body_size(n, dtype)
+    most = codec.max_body_size(n, dtype)
+    least = most if codec.is_fixed_size else codec._min_body_size(n, dtype)
     if not least <= size <= most:
         made = f"{most}" if least == most else f"{least} to {most}"
         raise PayloadError(f"the body has {size} bytes; {codec} makes {made} of {n} entries")

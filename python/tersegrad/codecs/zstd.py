@@ -93,7 +93,7 @@ class Zstd(Codec, id=9):
         stream = call.body_bytes - self._native._value_bytes(x.size, dtype)
         values = plain[stream : call.body_bytes]
         frame = np.frombuffer(library.ZstdCompressor(self.level).compress(values), np.uint8)
-        packed = frame.size < values.size
+        packed = frame.size < min(values.size, 2**32)
         tail = frame if packed else values
         call.body_bytes = _LENGTH.size + stream + tail.size
         _LENGTH.pack_into(body, 0, frame.size if packed else 0)
@@ -113,12 +113,13 @@ class Zstd(Codec, id=9):
         start, library = _LENGTH.size + stream, _zstandard()
         frame = body[start:].tobytes()
         try:
-            # The library allocates what the frame states, so that is looked at first.
+            # The library allocates what the frame states, and for a broken one a window: both are bounded first.
             if library.frame_content_size(frame) != values:
                 raise PayloadError(
                     f"the Zstandard frame does not state the {values} bytes of its values"
                 )
-            plain = library.ZstdDecompressor().decompress(
+            window = min(max(2 * values, 1024), 2**31)
+            plain = library.ZstdDecompressor(max_window_size=window).decompress(
                 frame, max_output_size=values, allow_extra_data=False
             )
         except library.ZstdError as error:
