@@ -8,29 +8,37 @@ namespace {
 // Entries that are decoded at a time: whole bytes of digits.
 constexpr size_t kDigitPiece = kPiece / kDigitsPerByte * kDigitsPerByte;
 
-// The digits of one block; returns how many are not zero. Whoever is zero is set to zero in `kept`, the others stay.
-size_t pack_digits(const float* a, size_t n, uint32_t limit, uint8_t* out, float* kept) {
-  size_t nonzero = 0;
-  for (size_t i = 0; i < n; i += kDigitsPerByte) {
-    unsigned byte = 0, weight = 1;
-    for (size_t j = i; j < std::min(n, i + kDigitsPerByte); ++j, weight *= 3) {
-      uint8_t digit = ternary_digit(a[j], limit);
-      byte += weight * digit;
-      nonzero += digit != 0;
-      kept[j] = digit != 0 ? a[j] : 0.0f;
-    }
-    out[i / kDigitsPerByte] = static_cast<uint8_t>(byte);
+// The digits of up to five entries as one byte; counts those that are not zero, and sets the others to zero in `kept`.
+inline uint8_t pack_byte(const float* a, size_t n, uint32_t limit, float* kept, size_t& nonzero) {
+  uint32_t byte = 0, weight = 1;
+  for (size_t j = 0; j < n; ++j, weight *= 3) {
+    uint32_t mask = ternary_mask(a[j], limit);
+    byte += weight * ternary_digit(a[j], mask);
+    nonzero += mask & 1;
+    kept[j] = float_of(bits_of(a[j]) & mask);
   }
+  return static_cast<uint8_t>(byte);
+}
+
+// The digits of one block; returns how many are not zero.
+size_t pack_digits(const float* a, size_t n, uint32_t limit, uint8_t* out, float* kept) {
+  size_t nonzero = 0, i = 0;
+  for (; i + kDigitsPerByte <= n; i += kDigitsPerByte) {
+    *out++ = pack_byte(a + i, kDigitsPerByte, limit, kept + i, nonzero);
+  }
+  if (i < n) *out = pack_byte(a + i, n - i, limit, kept + i, nonzero);
   return nonzero;
 }
 
 // `digits` begins with the first digit of a byte.
 void unpack_digits(const uint8_t* digits, float scale, float* out, size_t n) {
   const float entry[3] = {ternary_entry(0, scale), ternary_entry(1, scale), ternary_entry(2, scale)};
-  for (size_t i = 0; i < n; i += kDigitsPerByte) {
-    unsigned byte = digits[i / kDigitsPerByte];
-    for (size_t j = i; j < std::min(n, i + kDigitsPerByte); ++j, byte /= 3) out[j] = entry[byte % 3];
-  }
+  auto unpack_byte = [&](unsigned byte, float* to, size_t count) {
+    for (size_t j = 0; j < count; ++j, byte /= 3) to[j] = entry[byte % 3];
+  };
+  size_t i = 0;
+  for (; i + kDigitsPerByte <= n; i += kDigitsPerByte) unpack_byte(*digits++, out + i, kDigitsPerByte);
+  if (i < n) unpack_byte(*digits, out + i, n - i);
 }
 
 }  // namespace

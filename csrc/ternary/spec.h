@@ -17,11 +17,13 @@ TG_SPEC uint32_t ternary_limit(float threshold, float mean) {
   return key > 0 ? key : 1;
 }
 
-// 0 for zero, 1 for plus, 2 for minus.
-TG_SPEC uint8_t ternary_digit(float value, uint32_t limit) {
-  return key_of(value) < limit ? uint8_t{0} : static_cast<uint8_t>(1 + sign_bit(value));
-}
+// All bits where an entry reaches the limit, none where it becomes zero. Keys and limits lie below 2^31, so the sign of
+// their difference tells; a comparison would become a branch that cannot be foreseen.
+TG_SPEC uint32_t ternary_mask(float value, uint32_t limit) { return ((key_of(value) - limit) >> 31) - 1; }
 
-TG_SPEC float ternary_entry(uint8_t digit, float scale) { return digit == 0 ? 0.0f : sign_entry(digit - 1u, scale); }
+// 0 for zero, 1 for plus, 2 for minus.
+TG_SPEC uint32_t ternary_digit(float value, uint32_t mask) { return (1 + sign_bit(value)) & mask; }
+
+TG_SPEC float ternary_entry(uint32_t digit, float scale) { return digit == 0 ? 0.0f : sign_entry(digit - 1, scale); }
 
 }  // namespace tersegrad
