@@ -7,6 +7,7 @@
 #include "../codec.h"
 #include "../dispatch.h"
 #include "arrays.h"
+#include "dlpack.h"
 
 namespace {
 
@@ -327,6 +328,8 @@ PYBIND11_MODULE(_core, m) {
       .def("check", &check_body, "body"_a, "dtype"_a, "n"_a)
       .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a);
   m.def("encode_many", encode_many, "codecs"_a, "tensors"_a, "step"_a, "checked"_a, "all_or_none"_a);
+  m.def("address", [](const py::array& x) { return reinterpret_cast<uintptr_t>(read(x)); }, "x"_a);
+  m.def("locate_tensors", locate_tensors, "exchange"_a, "tensors"_a, "max_rank"_a);
   m.def("encode_index", encode_index, "form"_a, "index"_a, "n"_a, "stream"_a);
   m.def("decode_index", decode_index, "form"_a, "stream"_a, "n"_a, "k"_a);
   m.def("draw_index", draw_index, "n"_a, "k"_a, "seed"_a, "step"_a);

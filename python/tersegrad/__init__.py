@@ -7,12 +7,13 @@
 >>> restored = tg.decompress(message)
 """
 
-from . import kernels
+from . import kernels, tune
 from .api import compress, decompress
 from .codec import Codec
 from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
 from .errors import (
     BackendError,
+    BudgetError,
     CodecError,
     InputError,
     NonFiniteError,
@@ -24,11 +25,14 @@ from .feedback import ErrorFeedback
 from .many import compress_many, decompress_many
 from .message import Message
 from .payload import Payload
+from .tune import AdaptiveCodec
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveCodec",
     "BackendError",
+    "BudgetError",
     "Cast",
     "ChunkTopK",
     "Codec",
@@ -53,4 +57,5 @@ __all__ = [
     "decompress",
     "decompress_many",
     "kernels",
+    "tune",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
+from typing_extensions import Buffer, CapsuleType
 
 _Entries = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float32]
@@ -77,6 +77,10 @@ class Codec:
         blank: bool,
     ) -> None: ...
 
+def address(x: npt.NDArray[Any]) -> int: ...
+def locate_tensors(
+    exchange: CapsuleType, tensors: list[Any], max_rank: int
+) -> tuple[list[int], list[int], list[int], list[tuple[int, ...]]] | None: ...
 def encode_many(
     codecs: Sequence[Codec],
     tensors: list[tuple[int, int, int, int, int, int]],

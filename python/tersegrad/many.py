@@ -11,12 +11,11 @@ import numpy as np
 from . import _core
 from .api import NonFinite, check_nonfinite
 from .buffers import (
-    DTYPE_CODES,
+    DTYPES,
     Bytes,
-    address_of,
-    check_residual,
     like,
     locate,
+    locate_residuals,
     new_entries,
     output_kind,
     residual_view,
@@ -24,7 +23,7 @@ from .buffers import (
     writable_view,
     zeros_like,
 )
-from .codec import Call, Codec, check_codec, check_scale, check_step, encode, used
+from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode, used
 from .codecs.native import Native
 from .errors import InputError, NonFiniteError, PayloadError
 from .message import Message, check_all_expected
@@ -67,9 +66,6 @@ def compress_many(
         raise InputError(
             f"{len(tensors)} tensors, {len(codecs)} codecs and {len(kept)} residuals do not pair up"
         )
-    for x, r in zip(tensors, kept, strict=True):
-        if r is not None:
-            check_residual(r, x)
     calls = [Call() for _ in tensors]
     return pack(tensors, codecs, kept, check_nonfinite(nonfinite), check_step(step), calls)
 
@@ -82,22 +78,22 @@ def pack(
     step: int,
     calls: Sequence[Call],
 ) -> Message:
-    """`compress_many` on residuals that were checked, with head starts from the last call on the same tensors."""
+    """`compress_many` on arguments of equal length, with head starts from the last call on the same tensors."""
     distinct = {
         id(codec): codec for codec in codecs
     }  # by identity: hashing a dataclass takes a microsecond
     numbers = {key: number for number, key in enumerate(distinct)}
-    rows, dtypes, shapes, kinds, owners = [], [], [], set(), []
-    for tensor, codec, residual, call in zip(tensors, codecs, residuals, calls, strict=True):
-        address, count, dtype, shape, kind, owner = locate(tensor)
-        kept = 0 if residual is None else address_of(residual)
-        rows.append((numbers[id(codec)], address, count, DTYPE_CODES[dtype], kept, call.last_key))
-        dtypes.append(dtype)
-        shapes.append(shape)
-        kinds.add(kind)
-        owners.append(owner)
-    if len(kinds) > 1:
-        raise InputError("the tensors of one message must be all torch tensors or all NumPy arrays")
+    found = locate(tensors)
+    check_count(max(found.counts, default=0))
+    rows = zip(
+        [numbers[id(codec)] for codec in codecs],
+        found.addresses,
+        found.counts,
+        found.dtypes,
+        locate_residuals(residuals, tensors, found),
+        [call.last_key for call in calls],
+        strict=True,
+    )
     natives = [
         native._native
         for codec in distinct.values()
@@ -107,7 +103,7 @@ def pack(
         body, sizes, finite = _encode_one_by_one(tensors, codecs, residuals, nonfinite, step, calls)
     else:
         body, sizes, finite, keys = _core.encode_many(
-            natives, rows, step, nonfinite == "reset", nonfinite == "error"
+            natives, list(rows), step, nonfinite == "reset", nonfinite == "error"
         )
         for call, key, ok in zip(calls, keys, finite, strict=True):
             call.last_key = key if ok else 0
@@ -116,16 +112,8 @@ def pack(
         body, sizes = _settle_non_finite(
             skipped, tensors, codecs, residuals, nonfinite, step, body, sizes
         )
-    return Message(
-        codecs,
-        dtypes,
-        shapes,
-        body,
-        sizes,
-        kinds.pop() if kinds else "numpy",
-        step,
-        skipped,
-    )
+    dtypes = [DTYPES[code] for code in found.dtypes]
+    return Message(codecs, dtypes, found.shapes, body, sizes, found.kind, step, skipped)
 
 
 def _encode_one_by_one(
