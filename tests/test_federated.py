@@ -26,7 +26,9 @@ MODEL: dict[str, Any] = {
 }
 FLOATS = [name for name, x in MODEL.items() if x.dtype == np.float32]
 ANY = Limits(
-    codecs=tuple({type(codec) for codec in CODECS} | {Grid, tg.Quantize, tg.Cast, tg.Sign})
+    codecs=tuple(
+        {type(codec) for codec in CODECS} | {Grid, tg.Quantize, tg.Cast, tg.Sign, tg.Ternary}
+    )
 )
 TOP = tg.TopK(density=0.1, values=tg.Quantize(bits=8))
 

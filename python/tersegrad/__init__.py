@@ -10,7 +10,7 @@
 from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
-from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, TopK
+from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
 from .errors import (
     BackendError,
     BudgetError,
@@ -48,8 +48,10 @@ __all__ = [
     "RandomK",
     "Sign",
     "StateError",
+    "Ternary",
     "TersegradError",
     "TopK",
+    "Zstd",
     "compress",
     "compress_many",
     "decompress",

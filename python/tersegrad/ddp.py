@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from . import Codec, Identity
-from .codec import encode_into
+from .codec import check_fixed_size, encode_into
 from .ddp_message import (
     ABSENT,
     DTYPES,
@@ -115,6 +115,7 @@ class CompressionState:
     ) -> None:
         if not isinstance(codec, Codec):
             raise StateError(f"codec must be a codec such as TopK(density=0.01), not {codec!r}")
+        check_fixed_size(codec)
         if warmup_steps < 0 or min_size < 0:
             raise StateError(
                 f"warmup_steps and min_size must be 0 or more: {warmup_steps}, {min_size}"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import _core
 from ..buffers import Bytes, Floats, host_array
-from ..codec import Call, Codec, check_codec, check_step
+from ..codec import Call, Codec, check_codec, check_step, used
 from ..codecs.cast import Identity
 from ..errors import CodecError, InputError, NonFiniteError, StateError
 from .layout import Layout, Tensor
@@ -147,7 +147,8 @@ class Client:
     def _encode(
         self, tensor: Tensor, codec: Codec, x: Floats, call: Call, residuals: dict[str, Floats]
     ) -> Bytes:
-        body = np.empty(codec.body_size(x.size), np.uint8)
+        body = np.empty(codec.max_body_size(x.size), np.uint8)
+        call.body_bytes = body.size
         residual = None
         if self.error_feedback:
             # A copy, so that a failure at a later tensor leaves all residuals as they were.
@@ -158,7 +159,7 @@ class Client:
             raise NonFiniteError(
                 f"tensor {tensor.name!r} and its residual add up to an infinity or NaN"
             )
-        return body
+        return used(body, call)
 
     def _codec_for(self, tensor: Tensor) -> Codec | None:
         if tensor.is_exact:
