@@ -171,6 +171,11 @@ def test_a_message_of_103_tensors_takes_less_than_a_kilobyte_beyond_its_bodies()
     assert len(client.encode(model)) - bodies <= 1024
 
 
+def test_an_update_of_other_names_is_not_applied() -> None:
+    with pytest.raises(tg.InputError, match=r"\['v', 'w'\]"):
+        apply({"w": np.ones(3)}, {"v": np.ones(3, np.float32)})
+
+
 def test_weights_in_float16_stay_finite() -> None:
     base = {"w": np.full(2, 60000, np.float16)}
     assert apply(base, {"w": np.array([1e6, -1e6], np.float32)})["w"].tolist() == [65504, -65504]
@@ -321,6 +326,7 @@ def test_residuals_of_another_layout_are_an_error_that_names_the_tensors() -> No
         ({3: np.ones(3)}, None, "names"),
         ({"w": np.ones(3, np.float32)}, {"w": np.ones(2, np.float32)}, r"\(3,\) against 'w' float32 \(2,\)"),
         ({"w": np.ones(3, np.float32)}, {}, "no 'w'"),
+        ([np.ones(3)], None, "mapping"),
     ],
 )  # fmt: skip
 def test_what_cannot_travel_is_an_error_that_names_it(sent: Any, base: Any, match: str) -> None:
