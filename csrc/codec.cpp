@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "blocks.h"
 #include "cast/operation.h"
 
 namespace tersegrad {
@@ -18,6 +19,14 @@ void set_zero(const Output& out) {
                  [&](size_t begin, size_t end) { memset(out.at(begin), 0, (end - begin) * item_bytes(out.dtype)); });
 }
 
+// Adds the values to an extent: squares in eight lanes, entry i in lane i mod 8.
+void measure(const float* value, size_t n, double (&lanes)[8], uint32_t& largest) {
+  for (size_t i = 0; i < n; ++i) {
+    lanes[i % 8] += static_cast<double>(value[i]) * static_cast<double>(value[i]);
+    largest = std::max(largest, key_of(value[i]));
+  }
+}
+
 Outcome finite_or_not(bool finite) { return finite ? Outcome::ok : Outcome::not_finite; }
 
 }  // namespace
@@ -30,8 +39,10 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return n * item_bytes(wire);
     case Kind::quantize:
       return quantized.scale_bytes(n) + quantized.code_bytes(n);
-    default:
+    case Kind::sign:
       return signs.scale_bytes(n) + (n + 7) / 8;
+    default:
+      return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
 }
 
@@ -45,8 +56,10 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
       Noise noise{seed, step};
       return quantize::encode(x, residual, dtype, quantized, stochastic ? &noise : nullptr, body);
     }
-    default:
+    case Kind::sign:
       return sign::encode(x, residual, dtype, signs, body);
+    default:
+      return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
 }
 
@@ -58,21 +71,38 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return cast::check(body, wire, n);
     case Kind::quantize:
       return quantize::check(body, quantized, n);
-    default:
+    case Kind::sign:
       return sign::check(body, signs, n);
+    default:
+      return ternary::check(body, digits, n);
   }
 }
 
-void ValueCodec::decode(const uint8_t* body, DType dtype, const Output& out) const {
+void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin, const Output& out) const {
   switch (kind) {
     case Kind::identity:
-      return cast::decode(body, dtype, dtype, out);
+      return cast::decode(body + begin * item_bytes(dtype), dtype, dtype, out);
     case Kind::cast:
-      return cast::decode(body, dtype, wire, out);
+      return cast::decode(body + begin * item_bytes(wire), dtype, wire, out);
     case Kind::quantize:
-      return quantize::decode(body, dtype, quantized, out);
+      return quantize::decode(body, dtype, quantized, n, begin, out);
+    case Kind::sign:
+      return sign::decode(body, dtype, signs, n, begin, out);
     default:
-      return sign::decode(body, dtype, signs, out);
+      return ternary::decode(body, dtype, digits, n, begin, out);
+  }
+}
+
+size_t ValueCodec::piece() const {
+  switch (kind) {
+    case Kind::quantize:
+      return blocks_at_once(quantized.block_size);
+    case Kind::sign:
+      return blocks_at_once(signs.block_size);
+    case Kind::ternary:
+      return blocks_at_once(digits.block_size);
+    default:
+      return kPiece;
   }
 }
 
@@ -87,18 +117,15 @@ IndexForm Codec::index_form(size_t n) const {
   return form ? static_cast<IndexForm>(form) : smallest_index_form(n, survivors(n));
 }
 
-size_t Codec::stream_bytes(size_t n) const {
-  bool travels = selection == Selection::topk || selection == Selection::chunks;
-  return travels ? index_stream_bytes(index_form(n), n, survivors(n)) : 0;
-}
-
 size_t Codec::body_bytes(size_t n, DType dtype) const {
-  return stream_bytes(n) + values.body_bytes(survivors(n), dtype);
+  size_t kept = survivors(n), stream = has_index_stream() ? index_stream_bytes(index_form(n), n, kept) : 0;
+  return stream + values.body_bytes(kept, dtype);
 }
 
-Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key,
-                      uint8_t* body) const {
+Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key, uint8_t* body,
+                      size_t& body_bytes) const {
   const size_t n = x.count, kept = survivors(n);
+  body_bytes = values.body_bytes(kept, dtype);
   if (n == 0) return Outcome::ok;
   if (selection == Selection::all) return finite_or_not(values.encode(x, residual, dtype, step, body));
 
@@ -116,12 +143,15 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
     default:
       if (!found.reserve(kept)) return Outcome::out_of_memory;
       finite = residual ? cast::accumulate(x, residual) : cast::all_finite(x);
-      index::draw(n, kept, mask_seed, step, found.index.get());
+      index::draw(n, kept, mask_seed, step, 0, kept, found.index.get());
       index::gather(residual ? Entries{residual, DType::float32, n} : x, found.index.get(), kept, found.value.get());
   }
   const uint32_t* index = found.index.get();
-  if (selection != Selection::random) index::encode(index_form(n), index, n, kept, body);
-  body += stream_bytes(n);
+  if (has_index_stream()) {
+    size_t stream = index::encode(index_form(n), index, n, kept, body);
+    body += stream;
+    body_bytes += stream;
+  }
   // An infinity or NaN outranks every number, so top-k has it among the survivors if there is one.
   finite &= values.encode({found.value.get(), DType::float32, kept}, nullptr, dtype, step, body);
   if (!finite || residual == nullptr) return finite_or_not(finite);
@@ -131,37 +161,106 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
   return Outcome::ok;
 }
 
-Fault Codec::read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const {
-  if (selection != Selection::random) return index::decode(index_form(n), body, n, survivors(n), index);
-  index::draw(n, survivors(n), mask_seed, step, index);
-  return nullptr;
+Fault Codec::measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const {
+  return index::measure_rice(body, available, n, survivors(n), bytes);
 }
 
-Fault Codec::check(const uint8_t* body, DType dtype, size_t n) const {
-  const size_t kept = survivors(n), stream = stream_bytes(n);
-  if (stream > 0) {
+Fault Codec::split(size_t bytes, DType dtype, size_t n, size_t* stream) const {
+  const size_t kept = survivors(n), value_bytes = values.body_bytes(kept, dtype);
+  const size_t most = body_bytes(n, dtype), least = is_fixed_size() ? most : value_bytes + rice_bytes_at_least(kept);
+  *stream = bytes - value_bytes;
+  return bytes < least || bytes > most ? "the body has not the size that its entries take" : nullptr;
+}
+
+Fault Codec::check(const uint8_t* body, size_t bytes, DType dtype, size_t n) const {
+  const size_t kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  if (has_index_stream()) {
     auto index = scratch<uint32_t>(kept);
-    if (Fault fault = read_index(body, n, 0, index.get())) return fault;
+    if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) return fault;
   }
   return values.check(body + stream, dtype, kept);
 }
 
-Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const {
+Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out,
+                    bool blank) const {
   const size_t n = out.count, kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
     Fault fault = values.check(body, dtype, n);
     if (fault == nullptr) values.decode(body, dtype, out);
     return fault;
   }
   auto index = scratch<uint32_t>(kept);
-  if (Fault fault = read_index(body, n, step, index.get())) return fault;
-  body += stream_bytes(n);
+  if (!has_index_stream()) {
+    index::draw(n, kept, mask_seed, step, 0, kept, index.get());
+  } else if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) {
+    return fault;
+  }
+  body += stream;
   if (Fault fault = values.check(body, dtype, kept)) return fault;
   auto value = scratch<float>(kept);
   values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f});
   if (!out.accumulate && !blank) set_zero(out);
   index::scatter(index.get(), value.get(), kept, out);
   return nullptr;
+}
+
+// Calls each(index, begin, count) for the survivors piece by piece: those from `begin`, at these indices; without
+// indices where every entry survives.
+template <class Each>
+Fault Codec::for_each_piece_of(const uint8_t* body, size_t stream, size_t n, uint32_t step, Each&& each) const {
+  const size_t kept = survivors(n), piece = values.piece();
+  const bool travels = has_index_stream();
+  auto index = scratch<uint32_t>(selection == Selection::all ? 0 : std::min(piece, kept));
+  index::Reader reader(travels ? index_form(n) : IndexForm::bitmap, body, stream, travels ? n : 0, travels ? kept : 0);
+  if (Fault fault = reader.start()) return fault;
+  for (size_t begin = 0; begin < kept; begin += piece) {
+    const size_t count = std::min(piece, kept - begin);
+    if (travels) {
+      if (Fault fault = reader.read(index.get(), count)) return fault;
+    } else if (selection == Selection::random) {
+      index::draw(n, kept, mask_seed, step, begin, count, index.get());
+    }
+    each(index.get(), begin, count);
+  }
+  return reader.finish();
+}
+
+Fault Codec::examine(const uint8_t* body, size_t bytes, DType dtype, size_t n, uint32_t step, Extent& extent) const {
+  const size_t kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  const uint8_t* coded = body + stream;
+  if (Fault fault = values.check(coded, dtype, kept)) return fault;
+  auto value = scratch<float>(std::min(values.piece(), kept));
+  double lanes[8] = {};
+  uint32_t largest = 0;
+  Fault fault = for_each_piece_of(body, stream, n, step, [&](const uint32_t*, size_t begin, size_t count) {
+    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    measure(value.get(), count, lanes, largest);
+  });
+  extent = {((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7])),
+            float_of(largest)};
+  return fault;
+}
+
+Fault Codec::add(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out) const {
+  const size_t n = out.count, kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  if (selection == Selection::all) {
+    values.decode(body, dtype, out);
+    return nullptr;
+  }
+  const uint8_t* coded = body + stream;
+  auto value = scratch<float>(std::min(values.piece(), kept));
+  return for_each_piece_of(body, stream, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
+    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    index::scatter(index, value.get(), count, out);
+  });
 }
 
 }  // namespace tersegrad

@@ -36,16 +36,16 @@ Fault check(const uint8_t* body, const Layout& layout, size_t n) {
   return padded ? nullptr : "padding bits after the codes are set";
 }
 
-void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out) {
-  const size_t n = out.count;
-  const uint8_t* codes = body + layout.scale_bytes(n);
+void decode(const uint8_t* body, DType dtype, const Layout& layout, size_t n, size_t begin, const Output& out) {
+  const uint8_t* scales = body + layout.scale_bytes(begin);
+  const uint8_t* codes = body + layout.scale_bytes(n) + layout.code_bytes(begin);
   const Kernels& kernels = active();
   const int width = bits_slot(layout.bits);
-  for_each_chunk(n, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
+  for_each_chunk(out.count, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
     float scratch[kLargestBlock];
     for_each_blocks(chunk_begin, chunk_end, blocks_at_once(layout.block_size), [&](size_t i, size_t length) {
       float* values = out.is_direct() ? static_cast<float*>(out.at(i)) : scratch;
-      kernels.dequantize[width](codes + layout.code_bytes(i), body + layout.scale_bytes(i), layout.block_size, values,
+      kernels.dequantize[width](codes + layout.code_bytes(i), scales + layout.scale_bytes(i), layout.block_size, values,
                                 length);
       if (dtype != DType::float32) kernels.round[dtype_slot(dtype)](values, length);
       if (!out.is_direct()) out.emit(i, values, length);

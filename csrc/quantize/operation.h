@@ -20,6 +20,7 @@ bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout
 
 // What is wrong with a body of `n` entries, if anything; decode takes bodies that passed.
 Fault check(const uint8_t* body, const Layout& layout, size_t n);
-void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out);
+// The entries from `begin`, a multiple of the block size, of `n`: as many as `out` takes.
+void decode(const uint8_t* body, DType dtype, const Layout& layout, size_t n, size_t begin, const Output& out);
 
 }  // namespace tersegrad::quantize

@@ -31,14 +31,14 @@ Fault check(const uint8_t* body, const Layout& layout, size_t n) {
   return padding_is_zero(body + layout.scale_bytes(n), n) ? nullptr : "padding bits after the signs are set";
 }
 
-void decode(const uint8_t* body, DType dtype, const Layout& layout, const Output& out) {
-  const size_t n = out.count;
-  const uint8_t* bits = body + layout.scale_bytes(n);
+void decode(const uint8_t* body, DType dtype, const Layout& layout, size_t n, size_t begin, const Output& out) {
+  const uint8_t* scales = body + layout.scale_bytes(begin);
+  const uint8_t* bits = body + layout.scale_bytes(n) + begin / 8;
   const Kernels& kernels = active();
-  for_each_chunk(n, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
-    for (size_t begin = chunk_begin; begin < chunk_end; begin += layout.block_size) {
-      float scale = round_to(dtype, get_scale(body, begin / layout.block_size));
-      for_each_piece(begin, std::min(chunk_end, begin + layout.block_size), [&](size_t i, size_t length) {
+  for_each_chunk(out.count, layout.block_size, [&](size_t chunk_begin, size_t chunk_end) {
+    for (size_t block = chunk_begin; block < chunk_end; block += layout.block_size) {
+      float scale = round_to(dtype, get_scale(scales, block / layout.block_size));
+      for_each_piece(block, std::min(chunk_end, block + layout.block_size), [&](size_t i, size_t length) {
         float scratch[kPiece];
         bool direct = out.is_direct();
         float* values = direct ? static_cast<float*>(out.at(i)) : scratch;

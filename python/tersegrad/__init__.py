@@ -7,10 +7,10 @@
 >>> restored = tg.decompress(message)
 """
 
-from . import kernels, tune
+from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
-from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, TopK
+from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
 from .errors import (
     BackendError,
     BudgetError,
@@ -48,12 +48,15 @@ __all__ = [
     "RandomK",
     "Sign",
     "StateError",
+    "Ternary",
     "TersegradError",
     "TopK",
+    "Zstd",
     "compress",
     "compress_many",
     "decompress",
     "decompress_many",
+    "federated",
     "kernels",
     "tune",
 ]

@@ -87,6 +87,24 @@ def _numpy_dtype(x: npt.NDArray[Any], what: str) -> str:
     return name
 
 
+def host_array(x: object, what: str) -> npt.NDArray[Any]:
+    """A tensor or array of any dtype as a NumPy array in native byte order; bfloat16 becomes float32."""
+    if isinstance(x, np.generic) or kind_of(x, what) == "numpy":
+        array: Any = np.asarray(x)
+        if array.dtype.name == "bfloat16":
+            return array.astype(np.float32)  # type: ignore[no-any-return]
+        return array.astype(array.dtype.newbyteorder("="), copy=False)  # type: ignore[no-any-return]
+    import torch
+
+    tensor: torch.Tensor = _host_tensor(x, what)  # type: ignore[arg-type]
+    if tensor.dtype is torch.bfloat16:
+        tensor = tensor.float()
+    try:
+        return tensor.resolve_neg().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{what} has dtype {tensor.dtype}, which NumPy lacks: {error}") from error
+
+
 def _check_rank(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
     if len(shape) > MAX_RANK:
         raise InputError(

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .codec import Codec, check_codec, decode_into, encode_into
+from .codec import Codec, check_codec, check_fixed_size, decode_into, encode_into
 from .codecs import Identity, Quantize
 from .errors import InputError, StateError
 
@@ -53,13 +53,13 @@ class Selection:
     min_size: int
 
     def __post_init__(self) -> None:
-        check_codec(self.codec)
+        check_fixed_size(check_codec(self.codec))
         if not isinstance(self.rules, Mapping):
             raise InputError(f"rules must map name patterns to codecs, not {self.rules!r}")
         for pattern, codec in self.rules.items():
             if not isinstance(pattern, str):
                 raise InputError(f"a rule's pattern must be a string, not {pattern!r}")
-            check_codec(codec)
+            check_fixed_size(check_codec(codec))
         check_whole("min_size", self.min_size, 0)
         object.__setattr__(self, "rules", dict(self.rules))  # the caller's may change
 

@@ -11,6 +11,7 @@ from typing import Any
 from .buffers import ITEM_BYTES
 from .codec import Codec
 from .codecs.sparse import Sparse
+from .codecs.zstd import Zstd
 from .errors import InputError, PayloadError
 from .message import MAGIC as MESSAGE_MAGIC
 from .message import Message
@@ -112,7 +113,8 @@ def inspect_bytes(data: bytes) -> dict[str, Any]:
 
 def _tensor(codec: Codec, dtype: str, shape: tuple[int, ...], body_bytes: int) -> dict[str, Any]:
     entries = math.prod(shape)
-    sent = codec._native.survivors(entries) if isinstance(codec, Sparse) else entries
+    plain = codec.inner if isinstance(codec, Zstd) else codec
+    sent = plain._native.survivors(entries) if isinstance(plain, Sparse) else entries
     original = entries * ITEM_BYTES[dtype]
     return {
         "codec": codec.to_dict(),

@@ -23,7 +23,7 @@ from .buffers import (
     writable_view,
     zeros_like,
 )
-from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode
+from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode, used
 from .codecs.native import Native
 from .errors import InputError, NonFiniteError, PayloadError
 from .message import Message, check_all_expected
@@ -109,7 +109,9 @@ def pack(
             call.last_key = key if ok else 0
     skipped = [position for position, ok in enumerate(finite) if not ok]
     if skipped:
-        _settle_non_finite(skipped, tensors, codecs, residuals, nonfinite, step, body, sizes)
+        body, sizes = _settle_non_finite(
+            skipped, tensors, codecs, residuals, nonfinite, step, body, sizes
+        )
     dtypes = [DTYPES[code] for code in found.dtypes]
     return Message(codecs, dtypes, found.shapes, body, sizes, found.kind, step, skipped)
 
@@ -127,21 +129,20 @@ def _encode_one_by_one(
     kept = [
         None if r is None else residual_view(r, x) for r, x in zip(residuals, views, strict=True)
     ]
-    sizes = [c.body_size(x.array.size, x.dtype) for c, x in zip(codecs, views, strict=True)]
-    body = np.empty(sum(sizes), np.uint8)
     finite = [nonfinite == "reset" or _core.all_finite(x.array) for x in views]
+    parts = [np.empty(0, np.uint8) for _ in views]
     if nonfinite == "error" and not all(finite):
-        return body, sizes, finite
-    start = 0
-    for position, (x, codec, residual, size, call) in enumerate(
-        zip(views, codecs, kept, sizes, calls, strict=True)
+        return parts[0], [0] * len(parts), finite
+    for position, (x, codec, residual, call) in enumerate(
+        zip(views, codecs, kept, calls, strict=True)
     ):
         if finite[position]:
             call.step = step
-            part = body[start : start + size]
+            part = np.empty(codec.max_body_size(x.array.size, x.dtype), np.uint8)
             finite[position] = encode(x, codec, part, residual, call, checked=True)
-        start += size
-    return body, sizes, finite
+            if finite[position]:
+                parts[position] = used(part, call)
+    return np.concatenate(parts), [part.size for part in parts], finite
 
 
 def _settle_non_finite(
@@ -153,14 +154,22 @@ def _settle_non_finite(
     step: int,
     body: Bytes,
     sizes: Sequence[int],
-) -> None:
+) -> tuple[Bytes, list[int]]:
+    """The body with zeros in the places of the skipped tensors, which have no bytes in it yet."""
+    sums = [] if nonfinite == "reset" else [p for p in skipped if _is_finite(tensors[p])]
+    if sums:
+        raise InputError(
+            f"tensors {sums} are finite but their sums with the residuals are not: a residual held an infinity or NaN, or a sum "
+            "exceeds float32; reset the residuals of this call"
+        )
     if nonfinite == "skip":
-        starts = np.cumsum([0, *sizes], dtype=np.int64)
+        parts = np.split(body, np.cumsum(sizes, dtype=np.int64)[:-1])
         for position in skipped:
-            zeros = zeros_like(view(tensors[position]))
-            part = body[starts[position] : starts[position] + sizes[position]]
-            encode(zeros, codecs[position], part, None, Call(step))
-        return
+            zeros, codec, call = zeros_like(view(tensors[position])), codecs[position], Call(step)
+            part = np.empty(codec.max_body_size(zeros.array.size, zeros.dtype), np.uint8)
+            encode(zeros, codec, part, None, call)
+            parts[position] = used(part, call)
+        return np.concatenate(parts), [part.size for part in parts]
     if nonfinite == "reset":
         for position in skipped:
             residual = residuals[position]
@@ -172,6 +181,10 @@ def _settle_non_finite(
     raise NonFiniteError(
         f"tensors {list(skipped)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
     )
+
+
+def _is_finite(tensor: AnyArray) -> bool:
+    return _core.all_finite(view(tensor).array)
 
 
 def decompress_many(

@@ -32,7 +32,7 @@ STANDING_BYTES = 24  # parameters of a codec that has not met a tensor
 
 # magic, version, codecs, zeros, tensors, step, body bytes; then the checksum and the tables.
 _HEAD = struct.Struct("<4sBB2sIIQ")
-_CODEC = struct.Struct(f"<B3s{STANDING_BYTES}s")
+CODEC_ENTRY = struct.Struct(f"<B3s{STANDING_BYTES}s")
 _TENSOR = struct.Struct("<BBBB")
 HEADER_BYTES = _HEAD.size + CHECKSUM.size
 
@@ -83,14 +83,14 @@ class Message:
         """How each codec object states itself. Few objects stand for many tensors, and some of them state the same."""
         codecs = {id(codec): codec for codec in self.codecs}
         return {
-            key: _CODEC.pack(codec.id, b"", codec._standing_params())
+            key: CODEC_ENTRY.pack(codec.id, b"", codec._standing_params())
             for key, codec in codecs.items()
         }
 
     @property
     def nbytes(self) -> int:
         """Bytes on the wire, header and tables included."""
-        tables = _CODEC.size * len(set(self._table().values())) + sum(
+        tables = CODEC_ENTRY.size * len(set(self._table().values())) + sum(
             _TENSOR.size + 4 * len(s) for s in self.shapes
         )
         return HEADER_BYTES + tables + self._bodies.size
@@ -144,8 +144,8 @@ class Message:
             )
         verify_checksum(data, _HEAD.size, "message")
         reader = _Reader(data, body_bytes)
-        codecs = [_read_codec(*_CODEC.unpack(reader.take(_CODEC.size))) for _ in range(codec_count)]
-        used, dtypes, shapes, sizes = [], [], [], []
+        codecs = [read_codec_entry(reader.take(CODEC_ENTRY.size)) for _ in range(codec_count)]
+        used, dtypes, shapes = [], [], []
         for position in range(count):
             number, dtype_code, rank, zero = _TENSOR.unpack(reader.take(_TENSOR.size))
             if number >= codec_count or dtype_code not in DTYPES or rank > MAX_RANK or zero:
@@ -158,16 +158,19 @@ class Message:
             used.append(codecs[number])
             dtypes.append(DTYPES[dtype_code])
             shapes.append(shape)
-            sizes.append(codecs[number].body_size(math.prod(shape), DTYPES[dtype_code]))
         if list(dict.fromkeys(used)) != codecs:
             raise PayloadError(
                 "the codec table does not list each codec once, in the order of their first use"
             )
-        if reader.left != 0 or sum(sizes) != body_bytes:
-            raise PayloadError(f"the bodies have {body_bytes} bytes; the tables make {sum(sizes)}")
         if expect is not None:
             check_all_expected(shapes, dtypes, expect)
         bodies = data[data.size - body_bytes :]
+        sizes, start = [], 0
+        for codec, dtype, shape in zip(used, dtypes, shapes, strict=True):
+            sizes.append(codec._size_in(bodies[start:], math.prod(shape), dtype))
+            start += sizes[-1]
+        if reader.left != 0 or start != body_bytes:
+            raise PayloadError(f"the bodies have {body_bytes} bytes; the tables make {start}")
         kind: Kind = "torch" if is_tensor(buffer) else "numpy"
         return cls(used, dtypes, shapes, bodies, sizes, kind, step)
 
@@ -188,7 +191,9 @@ class _Reader:
         return self._data[self._at - size : self._at].tobytes()
 
 
-def _read_codec(codec_id: int, zeros: bytes, params: bytes) -> Codec:
+def read_codec_entry(entry: bytes) -> Codec:
+    """The codec that an entry of a codec table states; `PayloadError` if it states none."""
+    codec_id, zeros, params = CODEC_ENTRY.unpack(entry)
     try:
         codec = codec_by_id(codec_id)._from_standing(params)
         canonical = codec._standing_params().ljust(STANDING_BYTES, b"\0")

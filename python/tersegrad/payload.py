@@ -19,7 +19,7 @@ from .buffers import (
     like,
     view,
 )
-from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, codec_by_id
+from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, check_body_size, codec_by_id
 from .errors import CodecError, PayloadError
 
 if TYPE_CHECKING:
@@ -158,12 +158,8 @@ class Payload:
         if expect is not None:
             check_expected(shape, dtype, expect)
         n = math.prod(shape)
-        codec, step = _read_codec(codec_id, params, n)
-        expected = codec.body_size(n, dtype)
-        if body_bytes != expected:
-            raise PayloadError(
-                f"the body has {body_bytes} bytes; {codec} on shape {shape} makes {expected}"
-            )
+        codec, step = _read_parameters(codec_id, params, n)
+        check_body_size(codec, body_bytes, n, dtype)
         return cls(
             codec, dtype, shape, data[start:], "torch" if is_tensor(buffer) else "numpy", step
         )
@@ -179,7 +175,7 @@ def verify_checksum(data: Bytes, at: int, what: str) -> None:
         )
 
 
-def _read_codec(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
+def _read_parameters(codec_id: int, params: bytes, n: int) -> tuple[Codec, int]:
     try:
         codec, step = codec_by_id(codec_id)._from_wire(params, n)
         canonical = codec._wire_params(n, step).ljust(PARAMETER_BYTES, b"\0")

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from .. import ChunkTopK, Codec, Identity, RandomK, TopK
-from ..codec import check_codec
+from ..codec import check_codec, check_fixed_size
 from ..errors import StateError
 from .memory import Entry
 
@@ -88,6 +88,8 @@ class RuleBook:
                     "rules are a dict of name patterns and codecs, a list of Rule(...), or a function of "
                     f"(name, parameter) that returns a codec or None, not {rules!r}"
                 )
+        for one in self.codecs():
+            check_fixed_size(one)
 
     @property
     def needs_names(self) -> bool:
@@ -104,7 +106,7 @@ class RuleBook:
         if self.chooser is not None and name is not None:
             chosen = self.chooser(name, parameter)
             if chosen is not None:
-                return check_codec(chosen)
+                return check_fixed_size(check_codec(chosen))
         for rule in self.rules:
             if name is not None and rule.fits(name, parameter):
                 return rule.codec

@@ -202,8 +202,7 @@ class AdaptiveCodec:
         return math.ceil(self._share * self._most(codec))
 
     def _most(self, codec: Codec) -> int:
-        size = getattr(codec, "max_body_size", codec.body_size)
-        return self._fixed_bytes + sum(size(n, dtype) for n, dtype in self._compressed)
+        return self._fixed_bytes + sum(codec.max_body_size(n, d) for n, d in self._compressed)
 
     def _highest_density(self) -> float:
         """The highest step of the ladder whose message fits; the lowest step if none does."""
