@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from .. import Codec, Identity, Quantize
+from .. import Codec, Identity
 from ..codec import Call
 from ..errors import StateError
+from ..exchange import DTYPES, own_noise
 from .memory import Entry, Memory, Part
 from .message import head_bytes
 from .telemetry import Counters
 
-DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 Form = Literal["dense", "all_gather", "two_step", "noop"]
 
 
@@ -162,17 +162,3 @@ class Layout:
             for slot in self.slots
         ]
         return self.dtype, self.form, slots
-
-
-def own_noise(codec: Codec, rank: int) -> Codec:
-    """The codec with rounding noise of this rank's own, so that averaging reduces the noise.
-
-    A decoder does not need the noise; the mask of a RandomK stays common to all ranks.
-    """
-    if isinstance(codec, Quantize) and codec.rounding == "stochastic":
-        return replace(codec, seed=(codec.seed + rank * 0x9E3779B97F4A7C15) % 2**64)
-    values: Any = getattr(codec, "values", None)
-    if isinstance(values, Quantize):
-        changed: Any = codec
-        return replace(changed, values=own_noise(values, rank))  # type: ignore[no-any-return]
-    return codec

@@ -11,11 +11,12 @@ import torch.distributed as dist
 
 from .. import Codec
 from ..errors import InputError
+from ..exchange import DTYPES
 from .coding import Coder, Task
 from .exchange import EXCHANGES, dense_received_bytes
 from .groups import GroupOrPair, Groups, agree
 from .hierarchy import start_inside, through_leader
-from .layout import DTYPES, Form, Layout
+from .layout import Form, Layout
 from .memory import Entry, Memory
 from .rules import RuleBook, Warmup, with_density
 from .telemetry import Counters
