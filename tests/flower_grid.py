@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,31 +72,42 @@ def copy(message: Message) -> Message:
     return Message(content, metadata=message.metadata)
 
 
-def model(**shapes: tuple[int, ...]) -> ArrayRecord:
-    """Small random float32 arrays, always the same."""
+def model(shapes: Mapping[str, tuple[int, ...]]) -> ArrayRecord:
+    """Small integers as float32, always the same."""
     generator = np.random.default_rng(7)
     return ArrayRecord(
-        {n: Array(generator.standard_normal(s).astype(np.float32)) for n, s in shapes.items()}
+        {name: Array(whole_numbers(generator, shape)) for name, shape in shapes.items()}
     )
 
 
-def app(*mods: Any, step: float = 0.5) -> ClientApp:
-    """Clients that pull the model towards targets of their own, each of a different pull and number of examples."""
+def whole_numbers(generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    return generator.integers(-50, 50, shape).astype(np.float32)
+
+
+def values(record: ArrayRecord) -> dict[str, bytes]:
+    """The arrays' bytes, as float32, which some strategies leave."""
+    return {name: array.numpy().astype(np.float32).tobytes() for name, array in record.items()}
+
+
+def app(*mods: Any, constant: bool = False) -> ClientApp:
+    """Clients that pull the model towards targets of their own; or each add the same whole numbers every time.
+
+    From a model of whole numbers both are exact in float32, and so are differences and sums.
+    """
     client = ClientApp(mods=list(mods))
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        arrays = message.content["arrays"]
         who = int(context.node_config["partition-id"])
         trained = {}
-        for name, array in arrays.items():
+        for name, array in message.content["arrays"].items():
             x = array.numpy()
-            target = np.random.default_rng([who, len(name), x.size]).standard_normal(x.shape)
-            trained[name] = Array((x + step * (target - x)).astype(x.dtype))
-        metrics = MetricRecord({"num-examples": 10 * (who + 1), "loss": float(who)})
-        return Message(
-            RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics}), reply_to=message
-        )
+            target = whole_numbers(np.random.default_rng([who, len(name)]), x.shape)
+            change = target if constant else (target - x) / 2
+            trained[name] = Array((x + change).astype(x.dtype))
+        metrics = {"num-examples": 10 if constant else 10 * (who + 1), "loss": float(who)}
+        content = {"arrays": ArrayRecord(trained), "metrics": MetricRecord(metrics)}
+        return Message(RecordDict(content), reply_to=message)
 
     @client.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
