@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="make test-federated runs these where Flower is installed")
 
-from flower_grid import LocalGrid, app, copy, model, values
+from flower_grid import LocalGrid, app, model, values
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp.mod import fixedclipping_mod, message_size_mod
 from flwr.serverapp import strategy as strategies
@@ -73,7 +73,7 @@ def trained(reply: Message) -> bool:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_trains_with_small_messages(name: str, codec_down: Any) -> None:
     make, mods = STRATEGIES[name]
-    result, grid = start(
+    result, _ = start(
         CompressedStrategy(make(), codec_down), compression_mod(TOP_K), *mods, rounds=6
     )
     assert len(result.train_metrics_clientapp) == len(result.evaluate_metrics_clientapp) == 6
@@ -111,7 +111,7 @@ def test_clients_hold_to_the_bit_what_the_server_thinks_they_hold() -> None:
 
 def test_only_the_first_model_travels_whole_and_a_model_that_did_not_change_costs_nothing() -> None:
     strategy = CompressedStrategy(FedAvg(), TOP_K)
-    result, grid = start(strategy, compression_mod(TOP_K), rounds=3)
+    result, _ = start(strategy, compression_mod(TOP_K), rounds=3)
     whole = 4 * sum(len(array.data) for array in model(SHAPES).values())
     down = [result.train_metrics_clientapp[i]["tersegrad-bytes-down"] for i in (1, 2, 3)]
     assert down == [whole, 0, 0]  # evaluation brought the news
