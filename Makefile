@@ -1,5 +1,5 @@
 # Every target sets up what it needs: a fresh machine with Python, a C++17 compiler and make is enough.
-# `make help` lists the targets. Variables: PYTHON, VENV, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS.
+# `make help` lists the targets. Variables: PYTHON, VENV, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, FUZZ_SECONDS, FUZZ_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,14 +9,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 AARCH64 ?= aarch64-linux-gnu
 AARCH64_CXX ?= $(AARCH64)-g++-12
 QEMU ?= qemu-aarch64 -L /usr/$(AARCH64)
+FUZZ_CXX ?= clang++-19
+FUZZ_SECONDS ?= 60
 QEMU_OLD ?= qemu-x86_64 -cpu Nehalem  # no AVX: scalar kernels, and no instruction that they lack
 
-CPP_FILES = $(shell find csrc tests/native -name '*.h' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc tests/native tests/fuzz -name '*.h' -o -name '*.cpp')
 SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench lint format wheel test-neon test-sanitize clean FORCE
+.PHONY: help test demo bench lint format wheel test-neon test-sanitize fuzz clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +55,9 @@ test-neon: $(VENV)/tools.stamp  ## the kernels of this machine, and of others un
 
 test-sanitize: $(VENV)/tools.stamp  ## the same under the address and undefined-behaviour sanitizers
 	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' tools/test_native.sh $(BIN)/cmake build/sanitize
+
+fuzz: $(VENV)/tools.stamp  ## fuzz what reads bodies of strangers, under sanitizers, for FUZZ_SECONDS (60); FUZZ_ARGS for libFuzzer
+	tools/fuzz.sh $(BIN)/cmake build/fuzz $(FUZZ_CXX) $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 clean:  ## remove what was built; the virtual environment stays
 	rm -rf build dist $(VENV)/package.stamp

@@ -315,3 +315,13 @@ def test_a_key_that_changes_its_shape_is_named() -> None:
     feedback.compress_many({"w": torch.ones(4)})
     with pytest.raises(tg.StateError, match="'w'"):
         feedback.compress_many({"w": torch.ones(5)})
+
+
+@pytest.mark.parametrize("nonfinite", ["error", "skip"])
+def test_a_sum_beyond_float32_is_an_input_error_as_for_one_tensor(nonfinite: Any) -> None:
+    xs = [np.ones(5, np.float32), np.full(5, 3e38, np.float32)]
+    residuals = [np.zeros(5, np.float32), np.full(5, 3e38, np.float32)]
+    with pytest.raises(tg.InputError, match=r"tensors \[1\] are finite but their sums"):
+        tg.compress_many(xs, tg.TopK(k=1), residuals=residuals, nonfinite=nonfinite)
+    with pytest.raises(tg.InputError, match="finite but x"):
+        tg.compress(xs[1], tg.TopK(k=1), residual=np.full(5, 3e38, np.float32), nonfinite=nonfinite)

@@ -53,6 +53,10 @@ def main() -> None:
         assert len(messages) == 1, f"{codec}: the variants write different bytes"
         print(f"{4 * x.size / len(message):6.1f}x  {codec}")
 
+    client, server = tg.federated.Client(CODECS[-3]), tg.federated.Server({"x": x})
+    server.add(client.encode({"x": x}), weight=3)
+    assert np.array_equal(server.mean()["x"], tg.decompress(tg.compress(x, CODECS[-3])))
+
     seconds = import_seconds("tersegrad")
     print(f"import tersegrad: {1000 * seconds:.0f} ms")
     assert seconds < IMPORT_SECONDS, f"importing takes {seconds:.3f} s"

@@ -161,8 +161,13 @@ bool Reader::read_elias_fano(uint32_t* index, size_t count) {
 }
 
 bool Reader::read_bitmap(uint32_t* index, size_t count) {
-  done_ += count;
-  return for_each_one(count, [&](uint64_t bit) { *index++ = static_cast<uint32_t>(bit); });
+  uint64_t next = next_;
+  bool complete = for_each_one(count, [&](uint64_t bit) {
+    *index++ = static_cast<uint32_t>(bit);
+    next = bit + 1;
+  });
+  next_ = next;
+  return complete;
 }
 
 bool Reader::read_u16(uint32_t* index, size_t count) {

@@ -166,6 +166,12 @@ def _settle_non_finite(
     body: Bytes,
     sizes: Sequence[int],
 ) -> None:
+    sums = [] if nonfinite == "reset" else [p for p in skipped if _is_finite(tensors[p])]
+    if sums:
+        raise InputError(
+            f"tensors {sums} are finite but their sums with the residuals are not: a residual held an infinity or NaN, or a sum "
+            "exceeds float32; reset the residuals of this call"
+        )
     if nonfinite == "skip":
         starts = np.cumsum([0, *sizes], dtype=np.int64)
         for position in skipped:
@@ -184,6 +190,10 @@ def _settle_non_finite(
     raise NonFiniteError(
         f"tensors {list(skipped)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
     )
+
+
+def _is_finite(tensor: AnyArray) -> bool:
+    return _core.all_finite(view(tensor).array)
 
 
 def decompress_many(

@@ -1,11 +1,9 @@
 // libFuzzer target of everything that reads a body of a stranger: `make fuzz`.
 //
-// An input states a codec and a size, then a body. The body is cut or filled to the size that the codec computes, as
-// every caller does, and copied to memory of exactly that size, so that the sanitizers see a read beyond it. Beyond
-// memory safety the target checks what the callers rely on: check, examine, decode and add agree on what is refused;
-// what is refused leaves the output as it was; decoded values are finite; add and decode give the same bits.
+// An input states a codec or an index form and some sizes, then holds bytes. They are cut or filled to the size that is
+// computed from the rest, as every caller does, and copied to memory of exactly that size, so that the sanitizers see a
+// read beyond it. Beyond memory safety the target checks the laws that callers rely on.
 #include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -32,9 +30,8 @@ class Input {
     return low | byte() << 8;
   }
   std::vector<uint8_t> rest(size_t size) {
-    std::vector<uint8_t> body(data_, data_ + std::min(left_, size));
-    body.resize(size);
-    body.shrink_to_fit();
+    std::vector<uint8_t> body(size);
+    if (size > 0 && left_ > 0) memcpy(body.data(), data_, std::min(left_, size));
     return body;
   }
 
@@ -43,14 +40,47 @@ class Input {
   size_t left_;
 };
 
+// A stream of few indices below any n: what is accepted is ascending and below n, reads the same in pieces, and is the
+// only stream of these indices.
+void try_index(Input& input, uint32_t head) {
+  const auto form = static_cast<IndexForm>(1 + (head >> 1) % 3);
+  uint64_t n = input.word();
+  if (form == IndexForm::elias_fano) n |= uint64_t{input.word()} << 16;
+  if (form == IndexForm::u16) n <<= head >> 3 & 7;
+  if (form == IndexForm::bitmap) n %= 4096;
+  const size_t k = std::min<size_t>(input.byte(), n);
+  const size_t piece = 1 + (head >> 4);
+  const std::vector<uint8_t> stream = input.rest(index_stream_bytes(form, n, k));
+
+  std::vector<uint32_t> index(k), pieces(k);
+  const Fault fault = index::decode(form, stream.data(), n, k, index.data());
+  index::Reader reader(form, stream.data(), n, k);
+  Fault later = reader.start();
+  for (size_t j = 0; j < k && later == nullptr; j += piece) {
+    size_t count = std::min(piece, k - j);
+    later = reader.read(&pieces[j], count);
+    if (later == nullptr) require(pieces[j + count - 1] < n, "a piece stays below n");
+  }
+  if (later == nullptr) later = reader.finish();
+  require((fault == nullptr) == (later == nullptr), "a stream is refused in pieces as it is whole");
+  if (fault != nullptr) return;
+  for (size_t j = 0; j < k; ++j) {
+    require(index[j] < n && (j == 0 || index[j - 1] < index[j]), "indices ascend and stay below n");
+    require(index[j] == pieces[j], "pieces hold what the whole holds");
+  }
+  if (stream.empty()) return;
+  std::vector<uint8_t> again(stream.size());
+  index::encode(form, index.data(), n, k, again.data());
+  require(again == stream, "the stream is the one that an encoder writes");
+}
+
 Codec read_codec(Input& input, size_t n) {
   Codec codec;
-  uint32_t choice = input.byte();
+  const uint32_t choice = input.byte(), shape = input.byte();
   codec.selection = static_cast<Codec::Selection>(choice & 3);
   codec.form = static_cast<int>(choice >> 2 & 3);
   codec.values.kind = static_cast<ValueCodec::Kind>(choice >> 4 & 3);
   codec.values.wire = static_cast<DType>(1 + (choice >> 6) % 3);
-  uint32_t shape = input.byte();
   const size_t block_size = size_t{64} << (shape & 3) * 2;  // 64 to 4096
   codec.values.quantized = {8 >> (shape >> 2) % 3, block_size};
   codec.values.signs = {block_size};
@@ -58,26 +88,23 @@ Codec read_codec(Input& input, size_t n) {
   if (codec.selection == Codec::Selection::chunks) {
     codec.chunk = 1 + input.word() % 4096;
     codec.k = 1 + codec.k % codec.chunk;
+  } else if (shape & 128) {
+    codec.density = static_cast<double>(codec.k) / 1024;
   }
-  if (shape & 128 && codec.selection != Codec::Selection::chunks) codec.density = static_cast<double>(codec.k) / 65536;
   codec.mask_seed = shape;
   return codec;
 }
 
-}  // namespace
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  Input input(data, size);
-  const uint32_t head = input.byte();
-  // Most tensors are small; some span more than one range of u16 indices.
-  size_t n = (head & 3) == 0 ? input.word() : input.byte() << (head >> 2 & 1);
-  if ((head & 3) == 0) n += 2 * input.byte();
-  const auto dtype = static_cast<DType>(1 + (head >> 3) % 3);
-  const uint32_t step = head >> 5;
+// A body: check, examine, decode and add agree on what is refused; what is refused leaves the output as it was; values
+// are finite, as large as examine says, and the same from add as from decode.
+void try_body(Input& input, uint32_t head) {
+  size_t n = input.byte();
+  n = (n << (head >> 1 & 2)) + (n & (head >> 3 & 3));
+  const auto dtype = static_cast<DType>(1 + (head >> 5) % 3);
+  const uint32_t step = head;
   const Codec codec = read_codec(input, n);
   const std::vector<uint8_t> body = input.rest(codec.body_bytes(n, dtype));
 
-  FloatEnvironment environment;
   Extent extent;
   const Fault fault = codec.check(body.data(), dtype, n);
   const Fault examined = codec.examine(body.data(), dtype, n, step, extent);
@@ -87,20 +114,28 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<float> decoded(n, kBefore), sums(n, kBefore);
   const Output out{decoded.data(), DType::float32, n, false, 1.0f};
   require(fault == codec.decode(body.data(), dtype, step, out, false), "decode finds what check finds");
+  const Fault late = codec.add(body.data(), dtype, step, {sums.data(), DType::float32, n, true, kScale});
   if (fault != nullptr) {
     for (float value : decoded) require(value == kBefore, "a refused body leaves the output as it was");
+    return;
   }
-  const Fault late = codec.add(body.data(), dtype, step, {sums.data(), DType::float32, n, true, kScale});
-  if (fault != nullptr) return 0;
   require(late == nullptr, "add takes what examine took");
-
   uint32_t largest = 0;
   for (size_t i = 0; i < n; ++i) {
-    require(std::isfinite(decoded[i]), "decoded values are finite");
     largest = std::max(largest, key_of(decoded[i]));
     require(sums[i] == kBefore + kScale * decoded[i], "add and decode give the same values");
   }
+  require(is_finite_key(largest), "decoded values are finite");
   require(largest == key_of(extent.largest), "the largest magnitude is that of the decoded values");
   require(extent.squares >= 0 && std::isfinite(extent.squares), "the sum of squares is finite");
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  FloatEnvironment environment;
+  Input input(data, size);
+  const uint32_t head = input.byte();
+  head & 1 ? try_index(input, head) : try_body(input, head);
   return 0;
 }

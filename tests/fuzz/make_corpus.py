@@ -29,7 +29,9 @@ def head_of(payload: tg.Payload) -> bytes:
     shape = BLOCKS[getattr(values, "block_size", 64)]
     shape |= {8: 0, 4: 1, 2: 2}[getattr(values, "bits", 8)] << 2
     k = getattr(codec, "k", 1)
-    head = struct.pack("<BHBBBH", DTYPE_CODES[payload.dtype] - 1 << 3, n, 0, choice, shape, k - 1)
+    # 605 entries are 151 << 2 and one: the lowest bit of 151, under a mask of one.
+    dtype = DTYPE_CODES[payload.dtype] - 1
+    head = struct.pack("<BBBBH", dtype << 5 | 1 << 3 | 1 << 2, n // 4, choice, shape, k - 1)
     if isinstance(codec, tg.ChunkTopK):
         head = head[:-2] + struct.pack("<HH", k - 2, codec.chunk - 1)
     return head

@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from ..buffers import Bytes, Floats, bytes_view, host_array
+from ..buffers import Bytes, Floats, host_array
 from ..codec import Call, Codec, check_codec, check_step
 from ..codecs.cast import Identity
 from ..errors import CodecError, InputError, NonFiniteError, StateError
 from .layout import Layout, Tensor
-from .message import EXACT, Bodies, read, write
-from .server import check_bodies
+from .message import EXACT, read, write
 
 if TYPE_CHECKING:
     from ..buffers import AnyArray
@@ -137,10 +136,10 @@ class Client:
             if codec is None:
                 bodies.append(x.view(np.uint8))
                 continue
-            call = Call(number, getattr(self._calls.get(tensor.name), "last_key", 0))
+            call = Call(number, self._calls.get(tensor.name, Call()).last_key)
             bodies.append(self._encode(tensor, codec, x, call, residuals))
             calls[tensor.name] = call
-        message = write(layout, Bodies(codecs, bodies, number))
+        message = write(layout, codecs, bodies, number)
         self._layout, self._residuals, self._calls = layout, residuals, calls
         self._step = (number + 1) & 0xFFFFFFFF
         return message
@@ -186,12 +185,10 @@ class Client:
         """
         if not self._residuals:
             raise StateError("there are no residuals that could take the message back")
-        parts = read(bytes_view(message, "message"), self._layout, None)
-        check_bodies(self._layout, parts, None)
-        for tensor, codec, body in zip(self._layout, parts.codecs, parts.bodies, strict=True):
+        sent = read(message, self._layout)
+        for tensor, codec, body in zip(self._layout, sent.codecs, sent.bodies, strict=True):
             if codec is not None:
-                residual = self._residuals[tensor.name]
-                codec._add(body, "float32", parts.step, residual, 1.0)
+                codec._add(body, "float32", sent.step, self._residuals[tensor.name], 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of plain data: ``version``, ``step``, ``layout`` (``{name: [dtype, *shape]}``), ``residuals`` (``{name: array}``)."""

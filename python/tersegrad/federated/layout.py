@@ -44,6 +44,11 @@ class Tensor(NamedTuple):
         return math.prod(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the entries as they are."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
     def is_exact(self) -> bool:
         """Whether it travels as it is: integers and truth values do."""
         return self.dtype != "float32"

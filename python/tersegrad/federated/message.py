@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from .. import _core
-from ..buffers import Bytes
+from ..buffers import Bytes, bytes_view
 from ..codec import Codec
 from ..errors import PayloadError
 from ..message import CODEC_ENTRY, read_codec_entry
@@ -26,38 +25,63 @@ _HEAD = struct.Struct(f"<4sBB2sI{DIGEST_BYTES}s")
 HEADER_BYTES = _HEAD.size + CHECKSUM.size
 
 
-class Bodies(NamedTuple):
-    """A message that was read: every tensor's codec, None where it travels as it is, and its body."""
+class Update(NamedTuple):
+    """A message that was read and examined. Codecs are None where a tensor travels as it is."""
 
     codecs: Sequence[Codec | None]
     bodies: Sequence[Bytes]
     step: int
+    nbytes: int
+    norm: float  # Euclidean, of all floats
+    largest: float  # magnitude of a float
 
 
-def write(layout: Layout, parts: Bodies) -> bytes:
-    """The message of these bodies."""
+def write(
+    layout: Layout, codecs: Sequence[Codec | None], bodies: Sequence[Bytes], step: int
+) -> bytes:
+    """The message of these bodies; the codec of a tensor that travels as it is is None."""
     entries = [
         b"" if codec is None else CODEC_ENTRY.pack(codec.id, b"", codec._standing_params())
-        for codec in parts.codecs
+        for codec in codecs
     ]
     table = {entry: number for number, entry in enumerate(filter(None, dict.fromkeys(entries)))}
-    head = _HEAD.pack(MAGIC, VERSION, len(table), b"", parts.step, layout.digest)
+    head = _HEAD.pack(MAGIC, VERSION, len(table), b"", step, layout.digest)
     numbers = bytes(table.get(entry, EXACT) for entry in entries)
-    pieces = [*table, numbers, *(body.tobytes() for body in parts.bodies)]
+    pieces: list[bytes | Bytes] = [*table, numbers, *bodies]
     checksum = _core.crc32c(head)
     for piece in pieces:
         checksum = _core.crc32c(piece, checksum)
     return b"".join((head, CHECKSUM.pack(checksum), *pieces))
 
 
-def read(data: Bytes, layout: Layout, limits: Limits | None) -> Bodies:
-    """The bodies of a message, unexamined; nothing is copied, and nothing allocated by what the message says.
+def read(message: Any, layout: Layout, limits: Limits | None = None) -> Update:
+    """Read a message for this layout and examine all of it. Nothing is allocated by what the message says.
 
     Raises
     ------
     PayloadError
-        If the tables are not those of a message of this layout, or break a limit.
+        If anything is wrong with the message, or it breaks a limit.
     """
+    try:
+        data = bytes_view(message, "message")
+        if not isinstance(message, bytes):
+            data = data.copy()  # nobody may change it between check and use
+        codecs, bodies, step = _read_tables(data, layout, limits)
+        norm, largest = _examine(layout, codecs, bodies, step)
+    except (PayloadError, MemoryError):
+        raise
+    except Exception as error:  # what is no bytes; and a codec from elsewhere may raise anything
+        raise PayloadError(f"the message cannot be read: {error}") from error
+    if limits is not None and largest > limits.max_abs:
+        raise PayloadError(f"a value has magnitude {largest:g}; the limit is {limits.max_abs:g}")
+    if limits is not None and limits.max_norm is not None and norm > limits.max_norm:
+        raise PayloadError(f"the update has norm {norm:g}; the limit is {limits.max_norm:g}")
+    return Update(codecs, bodies, step, data.size, norm, largest)
+
+
+def _read_tables(
+    data: Bytes, layout: Layout, limits: Limits | None
+) -> tuple[list[Codec | None], list[Bytes], int]:
     if data.size < HEADER_BYTES:
         raise PayloadError(
             f"{data.size} bytes cannot hold a federated message: its header takes {HEADER_BYTES}"
@@ -75,33 +99,48 @@ def read(data: Bytes, layout: Layout, limits: Limits | None) -> Bodies:
     if data.size < start + len(layout):
         raise PayloadError("the message is too short for its tables")
     verify_checksum(data, _HEAD.size, "message")
-    table = [
-        read_codec_entry(data[at : at + CODEC_ENTRY.size].tobytes())
-        for at in range(HEADER_BYTES, start, CODEC_ENTRY.size)
-    ]
+    entries = data[HEADER_BYTES:start].reshape(codec_count, CODEC_ENTRY.size)
+    table = [read_codec_entry(entry.tobytes()) for entry in entries]
     if limits is not None:
         for stated in table:
             limits.check_codec(stated)
     numbers = data[start : start + len(layout)].tolist()
-    if list(dict.fromkeys(n for n in numbers if n != EXACT)) != list(range(codec_count)):
+    in_order = list(dict.fromkeys(n for n in numbers if n != EXACT)) == list(range(codec_count))
+    if not in_order or len(set(table)) != codec_count:
         raise PayloadError(
             "the codec table does not list each codec once, in the order of their first use"
         )
     codecs: list[Codec | None] = []
-    sizes = []
+    bodies: list[Bytes] = []
+    at = start + len(layout)
     for tensor, number in zip(layout, numbers, strict=True):
         if tensor.is_exact != (number == EXACT):
             raise PayloadError(f"tensor {tensor} does not travel by codec number {number}")
         codec = None if number == EXACT else table[number]
+        size = tensor.nbytes if codec is None else codec.body_size(tensor.size)
+        if size > data.size - at:
+            raise PayloadError(f"tensor {tensor}: {data.size - at} of {size} bytes are there")
         codecs.append(codec)
-        sizes.append(
-            tensor.size * np.dtype(tensor.dtype).itemsize
-            if codec is None
-            else codec.body_size(tensor.size)
-        )
-    at = start + len(layout)
-    if data.size != at + sum(sizes):
-        raise PayloadError(f"the message has {data.size} bytes; its tables make {at + sum(sizes)}")
-    ends = (at + np.cumsum(sizes, dtype=np.int64)).tolist()
-    bodies = [data[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-    return Bodies(codecs, bodies, step)
+        bodies.append(data[at : at + size])
+        at += size
+    if at != data.size:
+        raise PayloadError(f"the message has {data.size - at} bytes too many")
+    return codecs, bodies, step
+
+
+def _examine(
+    layout: Layout, codecs: Sequence[Codec | None], bodies: Sequence[Bytes], step: int
+) -> tuple[float, float]:
+    """Norm and largest magnitude of all floats; `PayloadError` if a body is not one that its codec writes."""
+    squares = largest = 0.0
+    for tensor, codec, body in zip(layout, codecs, bodies, strict=True):
+        if codec is not None:
+            try:
+                one_squares, one_largest = codec._examine(body, tensor.size, "float32", step)
+            except PayloadError as error:
+                raise PayloadError(f"tensor {tensor}: {error}") from error
+            squares += one_squares
+            largest = max(largest, one_largest)
+        elif tensor.dtype == "bool" and body.max(initial=0) > 1:
+            raise PayloadError(f"tensor {tensor}: a truth value is neither 0 nor 1")
+    return math.sqrt(squares), largest

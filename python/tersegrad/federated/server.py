@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ..buffers import Bytes, Floats, bytes_view, host_array
-from ..errors import PayloadError, StateError
+from ..buffers import Bytes, Floats, host_array
+from ..errors import StateError
 from .layout import Layout, Tensor
 from .limits import Limits
-from .message import Bodies, read
+from .message import read
 
 if TYPE_CHECKING:
     from ..buffers import AnyArray
@@ -84,20 +83,17 @@ class Server:
             If anything is wrong with message or weight. The accumulator is untouched: leave the client out and go on.
         """
         factor = self.limits.check_weight(weight)
-        data = bytes_view(message, "message")
-        parts = read(data, self.layout, self.limits)
-        norm, largest = check_bodies(self.layout, parts, self.limits)
+        update = read(message, self.layout, self.limits)
         heaviest = factor > self._heaviest
-        for tensor, codec, body in zip(self.layout, parts.codecs, parts.bodies, strict=True):
+        for tensor, codec, body in zip(self.layout, update.codecs, update.bodies, strict=True):
             if codec is not None:
-                total = self._sums[tensor.name]
-                codec._add(body, "float32", parts.step, total, factor)
+                codec._add(body, "float32", update.step, self._sums[tensor.name], factor)
             elif heaviest:
-                self._exact[tensor.name] = exact_entries(body, tensor)
+                self._exact[tensor.name] = _exact_entries(body, tensor)
         self._heaviest = max(self._heaviest, factor)
         self.count += 1
         self.total_weight += factor
-        return Accepted(data.size, norm, largest)
+        return Accepted(update.nbytes, update.norm, update.largest)
 
     def mean(self) -> Arrays:
         """The weighted mean of what was added, as new arrays by name: float32 for all floats.
@@ -134,64 +130,44 @@ def decode(
         If the message is damaged, forged, of another layout or beyond the limits.
     """
     layout = Layout.of(layout)
-    parts = read(bytes_view(message, "message"), layout, limits)
-    check_bodies(layout, parts, limits)
+    update = read(message, layout, limits)
     arrays: Arrays = {}
-    for tensor, codec, body in zip(layout, parts.codecs, parts.bodies, strict=True):
+    for tensor, codec, body in zip(layout, update.codecs, update.bodies, strict=True):
         if codec is None:
-            arrays[tensor.name] = exact_entries(body, tensor).reshape(tensor.shape)
+            arrays[tensor.name] = _exact_entries(body, tensor).reshape(tensor.shape)
         else:
             out = np.zeros(tensor.size, np.float32)
-            codec._decompress(body, "float32", parts.step, out, False, 1.0, True)
+            codec._decompress(body, "float32", update.step, out, False, 1.0, True)
             arrays[tensor.name] = out.reshape(tensor.shape)
     return arrays
 
 
-def check_bodies(layout: Layout, parts: Bodies, limits: Limits | None) -> tuple[float, float]:
-    """Norm and largest magnitude of the floats of a message; `PayloadError` if a body is not one that its codec writes, or they are
-    beyond the limits."""
-    squares = largest = 0.0
-    for tensor, codec, body in zip(layout, parts.codecs, parts.bodies, strict=True):
-        if codec is None:
-            if tensor.dtype == "bool" and body.size and body.max() > 1:
-                raise PayloadError(f"tensor {tensor}: a truth value is neither 0 nor 1")
-            continue
-        try:
-            one_squares, one_largest = codec._examine(body, tensor.size, "float32", parts.step)
-        except PayloadError as error:
-            raise PayloadError(f"tensor {tensor}: {error}") from error
-        squares += one_squares
-        largest = max(largest, one_largest)
-    norm = math.sqrt(squares)
-    if limits is None:
-        return norm, largest
-    if largest > limits.max_abs:
-        raise PayloadError(f"a value has magnitude {largest:g}; the limit is {limits.max_abs:g}")
-    if limits.max_norm is not None and norm > limits.max_norm:
-        raise PayloadError(f"the update has norm {norm:g}; the limit is {limits.max_norm:g}")
-    return norm, largest
-
-
-def exact_entries(body: Bytes, tensor: Tensor) -> npt.NDArray[Any]:
+def _exact_entries(body: Bytes, tensor: Tensor) -> npt.NDArray[Any]:
     """A copy of the entries that travelled as they are."""
     dtype = np.dtype(tensor.dtype)
     return np.frombuffer(body.tobytes(), dtype.newbyteorder("<")).astype(dtype)
 
 
 def apply(base: Mapping[str, AnyArray], update: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-    """New weights: the floats of `base` plus those of `update`, in the dtype of `base` (float32 for bfloat16, which NumPy lacks); integers
-    from `update`.
+    """New weights: the floats of `base` plus those of `update`, and the integers of `update`.
 
     Parameters
     ----------
     base : mapping of str to torch.Tensor or numpy.ndarray
     update : mapping of str to numpy.ndarray
         From `Server.mean` or `decode`, made of messages that had a base.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray
+        In the dtypes of `base`, float32 for bfloat16, which NumPy lacks. In float16, sums beyond its range become its largest.
     """
     weights: Arrays = {}
     for name, x in base.items():
         start, change = host_array(x, f"tensor {name!r}"), update[name]
-        weights[name] = (
-            change if change.dtype != np.float32 else (start + change).astype(start.dtype)
-        )
+        if change.dtype == np.float32:
+            change = start + change
+            if start.dtype == np.float16:
+                change = np.clip(change, -65504, 65504).astype(np.float16)
+        weights[name] = change
     return weights
