@@ -38,7 +38,7 @@ class LocalGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         answers = []
-        for message in messages:
+        for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
             self.sent.append(copy(message))
             reply = self.on_reply(self.answer(message))
             if reply is not None:
@@ -81,7 +81,7 @@ def model(shapes: Mapping[str, tuple[int, ...]]) -> ArrayRecord:
 
 
 def whole_numbers(generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    return generator.integers(-50, 50, shape).astype(np.float32)
+    return np.asarray(generator.integers(-50, 50, shape)).astype(np.float32)
 
 
 def values(record: ArrayRecord) -> dict[str, bytes]:
@@ -89,7 +89,7 @@ def values(record: ArrayRecord) -> dict[str, bytes]:
     return {name: array.numpy().astype(np.float32).tobytes() for name, array in record.items()}
 
 
-def app(*mods: Any, constant: bool = False) -> ClientApp:
+def app(*mods: Any, constant: bool = False, pull: float = 0.5) -> ClientApp:
     """Clients that pull the model towards targets of their own; or each add the same whole numbers every time.
 
     From a model of whole numbers both are exact in float32, and so are differences and sums.
@@ -103,8 +103,8 @@ def app(*mods: Any, constant: bool = False) -> ClientApp:
         for name, array in message.content["arrays"].items():
             x = array.numpy()
             target = whole_numbers(np.random.default_rng([who, len(name)]), x.shape)
-            change = target if constant else (target - x) / 2
-            trained[name] = Array((x + change).astype(x.dtype))
+            change = target if constant else pull * (target - x)
+            trained[name] = Array(np.asarray(x + change).astype(x.dtype))
         metrics = {"num-examples": 10 if constant else 10 * (who + 1), "loss": float(who)}
         content = {"arrays": ArrayRecord(trained), "metrics": MetricRecord(metrics)}
         return Message(RecordDict(content), reply_to=message)

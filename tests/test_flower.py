@@ -90,13 +90,17 @@ def message_size(codec: tg.Codec) -> int:
 
 
 def test_error_feedback_brings_the_model_where_dense_training_brings_it() -> None:
-    plain, _ = start(FedAvg(), rounds=60)
-    wanted = plain.arrays["weight"].numpy()
+    def run(strategy: Strategy, *mods: Any) -> Any:
+        # Slow enough for what is sent late: a pull of 1/2 would overshoot before its own effect arrives.
+        return start(strategy, grid=LocalGrid(app(*mods, pull=1 / 16), 4), rounds=100)[0]
+
+    wanted = run(FedAvg()).arrays["weight"].numpy()
     errors = {}
     for feedback in (True, False):
-        mod = compression_mod(TOP_K, error_feedback=feedback)
-        result, _ = start(CompressedStrategy(FedAvg(), TOP_K), mod, rounds=60)
+        mod = compression_mod(tg.TopK(density=0.25), error_feedback=feedback)
+        result = run(CompressedStrategy(FedAvg(), tg.TopK(density=0.25)), mod)
         errors[feedback] = np.linalg.norm(result.arrays["weight"].numpy() - wanted)
+    print(errors, np.linalg.norm(wanted))
     assert errors[True] < 0.5 * errors[False]
 
 

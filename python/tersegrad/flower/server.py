@@ -130,7 +130,7 @@ class CompressedStrategy(Strategy):  # type: ignore[misc,unused-ignore]
                 "layout": self._layout.digest.hex(),
                 "version": self._broadcast.version,
                 "changes": changes,
-                "accepted": self._accepted.get(node, b""),
+                "accepted": self._accepted.get(node, bytes(8)),
             }
             # Strategies put one RecordDict into all messages: it must not change.
             message.content = RecordDict(
@@ -167,7 +167,6 @@ class CompressedStrategy(Strategy):  # type: ignore[misc,unused-ignore]
         self, phase: str, replies: list[Message], unpack: Callable[[Message], None]
     ) -> tuple[list[Message], dict[str, int | float]]:
         """Replies to be aggregated, in the order of nodes, and what the phase cost."""
-        self.rejected = {}
         for node in self._waiting - {reply.metadata.src_node_id for reply in replies}:
             self._broadcast.lost(node)
         answers = [reply for reply in replies if not reply.has_error()]
@@ -184,6 +183,9 @@ class CompressedStrategy(Strategy):  # type: ignore[misc,unused-ignore]
             except PayloadError as error:
                 self._reject(reply, str(error))
         good = self._alike(phase, good)
+        for reply in good:
+            self.rejected.pop(reply.metadata.src_node_id, None)
+        rejected = len(replies) - len(good)
         if self._weight_key and not any(_metrics(r.content)[self._weight_key] for r in good):
             good = []  # there is no mean of weights 0
         dense = self._whole_bytes * (len(self._waiting) + (len(answers) if phase == "train" else 0))
@@ -191,7 +193,7 @@ class CompressedStrategy(Strategy):  # type: ignore[misc,unused-ignore]
             "tersegrad-bytes-up": up,
             "tersegrad-bytes-down": self._bytes_down,
             "tersegrad-ratio": dense / max(up + self._bytes_down, 1),
-            "tersegrad-rejected": len(self.rejected),
+            "tersegrad-rejected": rejected,
         }
 
     def _check_metrics(self, content: RecordDict) -> None:
