@@ -98,7 +98,9 @@ def test_the_example_learns_on_the_simulation_engine(home: Path) -> None:
             "--run-config",
             "num-server-rounds=6",
         )
-    rounds = re.findall(r"round (\d): accuracy ([\d.]+), ([\d,]+) bytes up, .* (\d+)x fewer", printed)
+    rounds = re.findall(
+        r"round (\d): accuracy ([\d.]+), ([\d,]+) bytes up, .* (\d+)x fewer", printed
+    )
     assert [number for number, *_ in rounds] == list("123456"), printed
     assert float(rounds[-1][1]) > 0.6  # ten classes
     assert len({up for _, _, up, _ in rounds}) == 1

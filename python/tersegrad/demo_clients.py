@@ -76,7 +76,7 @@ def train(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, seed: 
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
     network.train()
-    for batch in order.split(BATCH_SIZE):
+    for batch in order.split(BATCH_SIZE):  # type: ignore[no-untyped-call]
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

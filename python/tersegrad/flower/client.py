@@ -93,7 +93,7 @@ class _Slot:
 
     def receive(self, record: ArrayRecord) -> Arrays:
         """The model that a message brings, whole or as changes of the one before."""
-        version = int(self.control["version"])  # type: ignore[arg-type]
+        version = int(self.control["version"])
         if not self.control["changes"]:
             model = records.to_numpy(record)
         else:
@@ -103,7 +103,7 @@ class _Slot:
                     "changes of a model came that this client does not hold; the server sends it whole next time"
                 )
             model = records.to_numpy(held)
-            have, layout = int(self.notes["version"]), Layout.of(model)  # type: ignore[arg-type]
+            have, layout = int(self.notes["version"]), Layout.of(model)
             for number, array in record.items():
                 if int(number) > have:
                     change = decode(records.to_message(array), layout)
@@ -120,7 +120,7 @@ class _Slot:
 
     def _new_notes(self) -> ConfigRecord:
         self.state[self.key] = ConfigRecord({"version": 0, "sent": b"", "client": ""})
-        return self.state[self.key]  # type: ignore[no-any-return]
+        return self.state[self.key]
 
     def load(self, client: Client) -> None:
         """Give `client` its residuals; what it sent last goes back into them if the server did not take it."""
@@ -130,8 +130,8 @@ class _Slot:
         residuals = records.to_numpy(self.state.array_records[f"{self.key}.residual"])
         client.load_state_dict({**json.loads(text), "residuals": residuals})
         sent = self.notes["sent"]
-        if residuals and records.fingerprint(sent) != self.control["accepted"]:  # type: ignore[arg-type]
-            client.undo(sent)  # type: ignore[arg-type]
+        if residuals and records.fingerprint(sent) != self.control["accepted"]:
+            client.undo(sent)
 
     def save(self, client: Client, sent: bytes) -> None:
         if not client.error_feedback:

@@ -82,7 +82,7 @@ def to_message(array: Array) -> bytes:
     """The message in an array; `PayloadError` if there is none."""
     if array.stype != STYPE:
         raise PayloadError(f"an array is of type {array.stype!r}, not {STYPE!r}")
-    return array.data
+    return bytes(array.data)
 
 
 def nbytes(content: RecordDict) -> int:
