@@ -221,6 +221,11 @@ def test_a_program_waits_for_the_worker_before_it_ends() -> None:
     code = """
 import time, torch
 from tersegrad.ddp.worker import Worker
+class Slow:
+    sleep = staticmethod(time.sleep)
+    def __del__(self):
+        self.sleep(1.5)  # the interpreter is shutting down, and lets other threads run
+slow = Slow()
 worker = Worker()
 worker.run(lambda: time.sleep(0.5) or torch.zeros(1), torch.device("cpu"), beside=True)
 """
