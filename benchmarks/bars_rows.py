@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,8 @@ SMALL = {
     "small quantize 4": tg.Quantize(bits=4),
     "small sign": tg.Sign(),
 }
+#: A row that instructions bound, and a size that stays in the second cache.
+CACHED_ROW, CACHED_ENTRIES = "quantize 2 stochastic", 2**18
 #: The operations that every variant and every dtype is measured on.
 KERNEL_ROWS = (
     *(f"select {name}" for name in SELECTED),
@@ -65,6 +68,10 @@ def build(n: int, needed: set[str], variant: str, quiet: bool) -> list[Row]:
     for name in HALVES:
         half = Context(gradient.to(DTYPES[name]), pool)
         rows += _operations(half, needed, variant, f" ({name})")
+        if f"{CACHED_ROW} ({name}, in cache)" in needed:
+            cached_half = Context(half.gradient[:CACHED_ENTRIES], Pool(CACHED_ENTRIES))
+            (row,) = rows_of(cached_half, [CACHED_ROW], suffix=f" ({name}, in cache)")
+            rows.append(replace(row, calls=20))
     for name in [*ADVERSARIES, *cached()]:
         shares = [share for share in SELECTED if f"select {share} {name}" in needed]
         bad = tensor(name, n) if shares else x
@@ -73,6 +80,7 @@ def build(n: int, needed: set[str], variant: str, quiet: bool) -> list[Row]:
             check_topk(bad, *_core.select_topk(bad, None, kept)[:2])
             row = Row(f"select {share} {name}", _selector(bad, kept), bad.nbytes, None, variant)
             rows.append(row)
+    rows.append(Row("all finite", partial(_core.all_finite, x), x.nbytes))
     small = torch.from_numpy(gaussian(1000))
     for name, codec in SMALL.items():
         rows.append(Row(name, _compressor(small, codec), 4000, None, variant, calls=300))

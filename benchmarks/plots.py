@@ -182,3 +182,31 @@ def _label(axes: Axes, points: Sequence[tuple[float, float, str]], line: float) 
             ha="left" if dx > 0 else "right" if dx < 0 else "center", zorder=4,
             arrowprops=line_to if math.hypot(dx, dy) > 10 else None,
         )  # fmt: skip
+
+
+def outer(records: Sequence[Record], path: Path, about: str) -> None:
+    """Held-out loss against the bytes that a worker has sent; one line per method and seed."""
+    figure, axes = plt.subplots(figsize=(9.5, 5.2), dpi=150)
+    names = list(dict.fromkeys(row["name"] for row in records))
+    for row in records:
+        colour = _COLOURS[names.index(row["name"])]
+        sent = [point["sent_bytes"] / 1e6 for point in row["curve"]]
+        losses = [point["loss"] for point in row["curve"]]
+        axes.plot(sent, losses, color=colour, linewidth=1.8, marker="o", markersize=3)
+        if row["seed"] == 0:
+            axes.annotate(
+                row["name"], (sent[-1], losses[-1]), (0, -12), textcoords="offset points",
+                fontsize=9, color=colour, ha="center", va="top",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    low = min(point["loss"] for row in records for point in row["curve"])
+    high = max(point["loss"] for row in records for point in row["curve"])
+    axes.set_ylim(low - 0.12 * (high - low))
+    axes.margins(x=0.15)
+    axes.set_xlabel("MB that a worker has sent")
+    axes.set_ylabel("loss on plays held out, nats per character")
+    axes.set_title(f"Loss against bytes, {about}; down and left is better", loc="left")
+    _plain(axes)
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)

@@ -39,8 +39,10 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return n * item_bytes(wire);
     case Kind::quantize:
       return quantized.scale_bytes(n) + quantized.code_bytes(n);
-    default:
+    case Kind::sign:
       return signs.scale_bytes(n) + (n + 7) / 8;
+    default:
+      return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
 }
 
@@ -54,8 +56,10 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
       Noise noise{seed, step};
       return quantize::encode(x, residual, dtype, quantized, stochastic ? &noise : nullptr, body);
     }
-    default:
+    case Kind::sign:
       return sign::encode(x, residual, dtype, signs, body);
+    default:
+      return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
 }
 
@@ -67,8 +71,10 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return cast::check(body, wire, n);
     case Kind::quantize:
       return quantize::check(body, quantized, n);
-    default:
+    case Kind::sign:
       return sign::check(body, signs, n);
+    default:
+      return ternary::check(body, digits, n);
   }
 }
 
@@ -80,14 +86,24 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin
       return cast::decode(body + begin * item_bytes(wire), dtype, wire, out);
     case Kind::quantize:
       return quantize::decode(body, dtype, quantized, n, begin, out);
-    default:
+    case Kind::sign:
       return sign::decode(body, dtype, signs, n, begin, out);
+    default:
+      return ternary::decode(body, dtype, digits, n, begin, out);
   }
 }
 
 size_t ValueCodec::piece() const {
-  if (kind == Kind::quantize) return blocks_at_once(quantized.block_size);
-  return kind == Kind::sign ? blocks_at_once(signs.block_size) : kPiece;
+  switch (kind) {
+    case Kind::quantize:
+      return blocks_at_once(quantized.block_size);
+    case Kind::sign:
+      return blocks_at_once(signs.block_size);
+    case Kind::ternary:
+      return blocks_at_once(digits.block_size);
+    default:
+      return kPiece;
+  }
 }
 
 size_t Codec::survivors(size_t n) const {
@@ -101,18 +117,15 @@ IndexForm Codec::index_form(size_t n) const {
   return form ? static_cast<IndexForm>(form) : smallest_index_form(n, survivors(n));
 }
 
-size_t Codec::stream_bytes(size_t n) const {
-  bool travels = selection == Selection::topk || selection == Selection::chunks;
-  return travels ? index_stream_bytes(index_form(n), n, survivors(n)) : 0;
-}
-
 size_t Codec::body_bytes(size_t n, DType dtype) const {
-  return stream_bytes(n) + values.body_bytes(survivors(n), dtype);
+  size_t kept = survivors(n), stream = has_index_stream() ? index_stream_bytes(index_form(n), n, kept) : 0;
+  return stream + values.body_bytes(kept, dtype);
 }
 
-Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key,
-                      uint8_t* body) const {
+Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key, uint8_t* body,
+                      size_t& body_bytes) const {
   const size_t n = x.count, kept = survivors(n);
+  body_bytes = values.body_bytes(kept, dtype);
   if (n == 0) return Outcome::ok;
   if (selection == Selection::all) return finite_or_not(values.encode(x, residual, dtype, step, body));
 
@@ -134,8 +147,11 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
       index::gather(residual ? Entries{residual, DType::float32, n} : x, found.index.get(), kept, found.value.get());
   }
   const uint32_t* index = found.index.get();
-  if (selection != Selection::random) index::encode(index_form(n), index, n, kept, body);
-  body += stream_bytes(n);
+  if (has_index_stream()) {
+    size_t stream = index::encode(index_form(n), index, n, kept, body);
+    body += stream;
+    body_bytes += stream;
+  }
   // An infinity or NaN outranks every number, so top-k has it among the survivors if there is one.
   finite &= values.encode({found.value.get(), DType::float32, kept}, nullptr, dtype, step, body);
   if (!finite || residual == nullptr) return finite_or_not(finite);
@@ -145,31 +161,45 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
   return Outcome::ok;
 }
 
-Fault Codec::read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const {
-  if (selection != Selection::random) return index::decode(index_form(n), body, n, survivors(n), index);
-  index::draw(n, survivors(n), mask_seed, step, 0, survivors(n), index);
-  return nullptr;
+Fault Codec::measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const {
+  return index::measure_rice(body, available, n, survivors(n), bytes);
 }
 
-Fault Codec::check(const uint8_t* body, DType dtype, size_t n) const {
-  const size_t kept = survivors(n), stream = stream_bytes(n);
-  if (stream > 0) {
+Fault Codec::split(size_t bytes, DType dtype, size_t n, size_t* stream) const {
+  const size_t kept = survivors(n), value_bytes = values.body_bytes(kept, dtype);
+  const size_t most = body_bytes(n, dtype), least = is_fixed_size() ? most : value_bytes + rice_bytes_at_least(kept);
+  *stream = bytes - value_bytes;
+  return bytes < least || bytes > most ? "the body has not the size that its entries take" : nullptr;
+}
+
+Fault Codec::check(const uint8_t* body, size_t bytes, DType dtype, size_t n) const {
+  const size_t kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  if (has_index_stream()) {
     auto index = scratch<uint32_t>(kept);
-    if (Fault fault = read_index(body, n, 0, index.get())) return fault;
+    if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) return fault;
   }
   return values.check(body + stream, dtype, kept);
 }
 
-Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const {
+Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out,
+                    bool blank) const {
   const size_t n = out.count, kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
     Fault fault = values.check(body, dtype, n);
     if (fault == nullptr) values.decode(body, dtype, out);
     return fault;
   }
   auto index = scratch<uint32_t>(kept);
-  if (Fault fault = read_index(body, n, step, index.get())) return fault;
-  body += stream_bytes(n);
+  if (!has_index_stream()) {
+    index::draw(n, kept, mask_seed, step, 0, kept, index.get());
+  } else if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) {
+    return fault;
+  }
+  body += stream;
   if (Fault fault = values.check(body, dtype, kept)) return fault;
   auto value = scratch<float>(kept);
   values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f});
@@ -181,11 +211,11 @@ Fault Codec::decode(const uint8_t* body, DType dtype, uint32_t step, const Outpu
 // Calls each(index, begin, count) for the survivors piece by piece: those from `begin`, at these indices; without
 // indices where every entry survives.
 template <class Each>
-Fault Codec::for_each_piece_of(const uint8_t* body, size_t n, uint32_t step, Each&& each) const {
+Fault Codec::for_each_piece_of(const uint8_t* body, size_t stream, size_t n, uint32_t step, Each&& each) const {
   const size_t kept = survivors(n), piece = values.piece();
-  const bool travels = selection == Selection::topk || selection == Selection::chunks;
+  const bool travels = has_index_stream();
   auto index = scratch<uint32_t>(selection == Selection::all ? 0 : std::min(piece, kept));
-  index::Reader reader(travels ? index_form(n) : IndexForm::bitmap, body, travels ? n : 0, travels ? kept : 0);
+  index::Reader reader(travels ? index_form(n) : IndexForm::bitmap, body, stream, travels ? n : 0, travels ? kept : 0);
   if (Fault fault = reader.start()) return fault;
   for (size_t begin = 0; begin < kept; begin += piece) {
     const size_t count = std::min(piece, kept - begin);
@@ -199,14 +229,16 @@ Fault Codec::for_each_piece_of(const uint8_t* body, size_t n, uint32_t step, Eac
   return reader.finish();
 }
 
-Fault Codec::examine(const uint8_t* body, DType dtype, size_t n, uint32_t step, Extent& extent) const {
+Fault Codec::examine(const uint8_t* body, size_t bytes, DType dtype, size_t n, uint32_t step, Extent& extent) const {
   const size_t kept = survivors(n);
-  const uint8_t* coded = body + stream_bytes(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  const uint8_t* coded = body + stream;
   if (Fault fault = values.check(coded, dtype, kept)) return fault;
   auto value = scratch<float>(std::min(values.piece(), kept));
   double lanes[8] = {};
   uint32_t largest = 0;
-  Fault fault = for_each_piece_of(body, n, step, [&](const uint32_t*, size_t begin, size_t count) {
+  Fault fault = for_each_piece_of(body, stream, n, step, [&](const uint32_t*, size_t begin, size_t count) {
     values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     measure(value.get(), count, lanes, largest);
   });
@@ -215,15 +247,17 @@ Fault Codec::examine(const uint8_t* body, DType dtype, size_t n, uint32_t step, 
   return fault;
 }
 
-Fault Codec::add(const uint8_t* body, DType dtype, uint32_t step, const Output& out) const {
+Fault Codec::add(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out) const {
   const size_t n = out.count, kept = survivors(n);
+  size_t stream;
+  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
     values.decode(body, dtype, out);
     return nullptr;
   }
-  const uint8_t* coded = body + stream_bytes(n);
+  const uint8_t* coded = body + stream;
   auto value = scratch<float>(std::min(values.piece(), kept));
-  return for_each_piece_of(body, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
+  return for_each_piece_of(body, stream, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
     values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     index::scatter(index, value.get(), count, out);
   });

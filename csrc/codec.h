@@ -6,6 +6,7 @@
 #include "quantize/operation.h"
 #include "sign/operation.h"
 #include "tensor.h"
+#include "ternary/operation.h"
 #include "topk/operation.h"
 
 namespace tersegrad {
@@ -14,12 +15,14 @@ enum class Outcome { ok, not_finite, out_of_memory };
 
 // What becomes of every value, or of the survivors' values in a sparse codec.
 struct ValueCodec {
-  enum class Kind { identity, cast, quantize, sign } kind = Kind::identity;
+  enum class Kind { identity, cast, quantize, sign, ternary } kind = Kind::identity;
   DType wire = DType::float32;         // cast
   quantize::Layout quantized{8, 256};  // quantize
   bool stochastic = false;
   uint64_t seed = 0;
-  sign::Layout signs{1024};  // sign
+  sign::Layout signs{1024};      // sign
+  ternary::Layout digits{1024};  // ternary
+  float threshold = 0;
 
   size_t body_bytes(size_t n, DType dtype) const;
   // As the operations' functions of these names.
@@ -43,33 +46,39 @@ struct Codec {
   double density = 0;      // topk, random: share of the entries, or zero for
   size_t k = 0;            // their number; of each chunk for chunks
   size_t chunk = 0;        // chunks
-  int form = 0;            // topk, chunks: an IndexForm, or zero for the smallest
+  int form = 0;            // topk, chunks: an IndexForm, or zero for the smallest of fixed size
   uint64_t mask_seed = 0;  // random
 
   size_t survivors(size_t n) const;
   IndexForm index_form(size_t n) const;
-  size_t stream_bytes(size_t n) const;  // of the indices, where they travel
+  bool has_index_stream() const { return selection == Selection::topk || selection == Selection::chunks; }
+  // Whether body_bytes is the size of every body, and not a bound on it.
+  bool is_fixed_size() const { return !has_index_stream() || tersegrad::is_fixed_size(static_cast<IndexForm>(form)); }
   size_t body_bytes(size_t n, DType dtype) const;
 
-  // Writes the body; a residual is added to x and left holding what the body does not carry. `last_key` as in
-  // topk::select.
-  Outcome encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key,
-                 uint8_t* body) const;
+  // Writes the body and tells its size; a residual is added to x and left holding what the body does not carry.
+  // `last_key` as in topk::select.
+  Outcome encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key, uint8_t* body,
+                 size_t& body_bytes) const;
+  // Without a fixed size: how many of the `available` bytes are the index stream of the body that starts there.
+  Fault measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const;
   // What is wrong with a body of `n` entries, if anything. decode checks too, before it writes.
-  Fault check(const uint8_t* body, DType dtype, size_t n) const;
+  Fault check(const uint8_t* body, size_t bytes, DType dtype, size_t n) const;
   // `blank` says that out holds zeros already.
-  Fault decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out, bool blank) const;
+  Fault decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out, bool blank) const;
 
   // For bodies of strangers, in memory that depends on the codec alone. examine refuses what decode refuses, and
   // measures the values; add then does what decode does with out.accumulate, and stays inside `out` even if the body
   // has changed meanwhile.
-  Fault examine(const uint8_t* body, DType dtype, size_t n, uint32_t step, Extent& extent) const;
-  Fault add(const uint8_t* body, DType dtype, uint32_t step, const Output& out) const;
+  Fault examine(const uint8_t* body, size_t bytes, DType dtype, size_t n, uint32_t step, Extent& extent) const;
+  Fault add(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out) const;
 
  private:
+  // The bytes of the index stream in a body of `bytes`: what the values leave. A body that is too short for its
+  // indices is refused here, before memory is taken for them.
+  Fault split(size_t bytes, DType dtype, size_t n, size_t* stream) const;
   template <class Each>
-  Fault for_each_piece_of(const uint8_t* body, size_t n, uint32_t step, Each&& each) const;
-  Fault read_index(const uint8_t* body, size_t n, uint32_t step, uint32_t* index) const;
+  Fault for_each_piece_of(const uint8_t* body, size_t stream, size_t n, uint32_t step, Each&& each) const;
 };
 
 }  // namespace tersegrad

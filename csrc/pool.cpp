@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <atomic>
@@ -48,25 +49,53 @@ struct Job {
   }
 };
 
+double seconds(clockid_t clock) {
+  timespec now{};
+  clock_gettime(clock, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// Whether more threads than one pay. Where the cores are taken, threads wait for each other's turn and a call becomes
+// slower than it is alone. The processors that a call really had tell: the time its threads ran over the time it took.
+// A call that had too few makes the next ones run alone, ever more of them as it happens again.
+class Contention {
+ public:
+  bool alone() { return calls_alone_ > 0 && calls_alone_-- > 0; }
+
+  void judge(double ran, double took, int threads) {
+    double enough = took < kShort ? 1.0 : 0.5 * (1 + threads);  // in a short call, waking up takes a good part
+    backoff_ = ran >= enough * took ? 0 : std::clamp(2 * backoff_, 4, 64);
+    calls_alone_ = backoff_;
+  }
+
+ private:
+  static constexpr double kShort = 1e-3;
+  int backoff_ = 0, calls_alone_ = 0;
+};
+
 class Pool {
  public:
-  // False when another call is using the pool.
+  // False when another call is using the pool, or when one thread is the better choice.
   bool run(Job& job, int threads) {
     std::unique_lock<std::mutex> caller(callers_, std::try_to_lock);
-    if (!caller) return false;
+    if (!caller || contention_.alone()) return false;
+    double start = seconds(CLOCK_MONOTONIC), ran = seconds(CLOCK_THREAD_CPUTIME_ID);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       while (workers_ < threads - 1 && start_worker()) {
       }
       job_ = &job;
       seats_ = threads - 1;
+      workers_ran_ = 0;
       ++generation_;
     }
     wake_.notify_all();
     job.work();
+    ran = seconds(CLOCK_THREAD_CPUTIME_ID) - ran;
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;  // workers that have not started stay out
     done_.wait(lock, [this] { return busy_ == 0; });
+    contention_.judge(ran + workers_ran_, seconds(CLOCK_MONOTONIC) - start, threads);
     return true;
   }
 
@@ -92,18 +121,23 @@ class Pool {
       ++busy_;
       Job* job = job_;
       lock.unlock();
+      double ran = seconds(CLOCK_THREAD_CPUTIME_ID);
       job->work();
+      ran = seconds(CLOCK_THREAD_CPUTIME_ID) - ran;
       lock.lock();
+      workers_ran_ += ran;
       if (--busy_ == 0) done_.notify_one();
     }
   }
 
-  std::mutex callers_;  // one job at a time
-  std::mutex mutex_;    // guards what follows
+  std::mutex callers_;  // one job at a time; guards contention_
+  Contention contention_;
+  std::mutex mutex_;  // guards what follows
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
   size_t generation_ = 0;
   int workers_ = 0, seats_ = 0, busy_ = 0;
+  double workers_ran_ = 0;
 };
 
 // Never destroyed: its detached workers may outlive main. A forked child has none of them, so it gets a new pool; the

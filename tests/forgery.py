@@ -20,6 +20,7 @@ SPARSE = tg.TopK(k=20, values=tg.Quantize(bits=8, block_size=64), indices="u16")
 RULES = {
     "fano": tg.TopK(k=20, indices="elias-fano"),
     "map": tg.TopK(k=300, indices="bitmap"),
+    "rice": tg.TopK(k=100, values=tg.Ternary(block_size=64), indices="rice"),
     "sign": tg.Sign(),
 }
 MODEL: dict[str, np.ndarray] = {
@@ -27,6 +28,7 @@ MODEL: dict[str, np.ndarray] = {
     "fano": np.zeros((30, 21), np.float32),
     "frozen": np.zeros(5, bool),
     "map": np.zeros(601, np.float32),
+    "rice": np.zeros((50, 41), np.float32),
     "sign": np.zeros(333, np.float32),
     "tiny": np.zeros(7, np.float32),
     "wide": np.zeros((70, 1000), np.float32),
@@ -58,12 +60,12 @@ def sealed(message: bytes | bytearray) -> bytes:
 class Offsets:
     """Where the parts of an honest message of `client` lie."""
 
-    codecs: int
+    message: bytes
     numbers: int = field(init=False)
     bodies: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.numbers = HEADER_BYTES + CODEC_ENTRY.size * self.codecs
+        self.numbers = HEADER_BYTES + CODEC_ENTRY.size * self.message[5]
         at = self.numbers + len(LAYOUT)
         self.bodies = {}
         for tensor in LAYOUT:
@@ -72,7 +74,9 @@ class Offsets:
             at += (
                 MODEL[tensor.name].nbytes
                 if tensor.is_exact or tensor.name == "tiny"
-                else codec.body_size(tensor.size)
+                else codec._size_in(
+                    np.frombuffer(self.message, np.uint8)[at:], tensor.size, "float32"
+                )
             )
         self.end = at
 
@@ -86,7 +90,7 @@ def forgery(make: Callable[[bytearray, Offsets], Any]) -> Callable[[bytearray, O
 
     def forge(message: bytes) -> tuple[Any, Any]:
         raw = bytearray(message)
-        return sealed(make(raw, Offsets(message[5])) or raw), 1.0
+        return sealed(make(raw, Offsets(message)) or raw), 1.0
 
     FORGERIES[make.__name__] = forge
     return make
@@ -249,6 +253,51 @@ def one_index_too_many(raw: bytearray, at: Offsets) -> Any:
 @forgery
 def padding_set(raw: bytearray, at: Offsets) -> Any:
     raw[at.bodies["map"] + 75] |= 0x80  # 601 bits take 76 bytes
+
+
+def _rice_sections(raw: bytearray, at: Offsets) -> tuple[int, int, int]:
+    """Where the index stream of "rice" begins, its values begin, and its body ends."""
+    begin, end = at.bodies["rice"], at.bodies["sign"]
+    return begin, end - RULES["rice"]._value_bytes(2050, "float32"), end
+
+
+@forgery
+def another_first_parameter_of_rice(raw: bytearray, at: Offsets) -> Any:
+    raw[at.bodies["rice"]] ^= 0x07
+
+
+@forgery
+def no_parameter_of_rice(raw: bytearray, at: Offsets) -> Any:
+    begin, values, _ = _rice_sections(raw, at)
+    raw[begin:values] = bytes(values - begin)
+
+
+@forgery
+def high_parts_of_rice_all_set(raw: bytearray, at: Offsets) -> Any:
+    _, values, _ = _rice_sections(raw, at)
+    raw[values - 12 : values] = b"\xff" * 12
+
+
+@forgery
+def a_rice_stream_longer_by_a_byte(raw: bytearray, at: Offsets) -> Any:
+    _, values, _ = _rice_sections(raw, at)
+    raw[values:values] = b"\0"
+
+
+@forgery
+def more_rice_indices_than_the_stream_can_hold(raw: bytearray, at: Offsets) -> Any:
+    entry = bytes(raw).index(CODEC_ENTRY.pack(5, b"", RULES["rice"]._standing_params()))
+    put(raw, entry + 4 + 8, "I", 2**32 - 1)
+
+
+@forgery
+def ternary_digits_above_242(raw: bytearray, at: Offsets) -> Any:
+    raw[at.bodies["sign"] - 1] = 243
+
+
+@forgery
+def ternary_digits_after_the_last(raw: bytearray, at: Offsets) -> Any:
+    raw[at.bodies["sign"] - 1] |= 0x80
 
 
 @forgery

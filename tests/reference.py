@@ -75,6 +75,12 @@ class Sign:
 
 
 @dataclass(frozen=True)
+class Ternary:
+    block_size: int = 1024
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
 class TopK:
     density: float | None = None
     k: int | None = None
@@ -106,8 +112,9 @@ CODEC_IDS = {
     "TopK": 5,
     "ChunkTopK": 6,
     "RandomK": 7,
+    "Ternary": 8,
 }
-VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign")
+VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary")
 
 
 def kind_of(codec: Any) -> str:
@@ -152,7 +159,12 @@ def select(codec: Any, a: np.ndarray, step: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def is_fixed_size(codec: Any) -> bool:
+    return getattr(codec, "indices", "") != "rice"
+
+
 def body_size(codec: Any, n: int, dtype: str) -> int:
+    """Of a codec with a fixed size."""
     kind = kind_of(codec)
     if kind == "Identity":
         return n * ITEM_BYTES[dtype]
@@ -162,6 +174,10 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return 4 * math.ceil(n / codec.block_size) + bytes_of(n * codec.bits)
     if kind == "Sign":
         return 4 * math.ceil(n / codec.block_size) + bytes_of(n)
+    if kind == "Ternary":
+        full, rest = divmod(n, codec.block_size)
+        digits = full * math.ceil(codec.block_size / 5) + math.ceil(rest / 5)
+        return 4 * math.ceil(n / codec.block_size) + digits
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -189,18 +205,65 @@ def encode_quantize(codec: Any, a: np.ndarray, step: int) -> bytes:
     return scale.astype("<f4").tobytes() + pack(codes, codec.bits)
 
 
-def encode_sign(codec: Any, a: np.ndarray) -> bytes:
-    table = np.abs(blocks(a, codec.block_size)).reshape(-1, codec.block_size // 64, 64)
+def sums(a: np.ndarray, block_size: int) -> np.ndarray:
+    """The magnitudes of each block, added in the order of codec 4."""
+    table = np.abs(blocks(a, block_size)).reshape(-1, block_size // 64, 64)
     lanes = np.zeros((len(table), 64), np.float32)
     with np.errstate(over="ignore"):
         for row in range(table.shape[1]):
             lanes = lanes + table[:, row]
         for half in (32, 16, 8, 4, 2, 1):
             lanes = lanes[:, :half] + lanes[:, half : 2 * half]
-    first = np.arange(len(table)) * codec.block_size
-    count = np.minimum(len(a) - first, codec.block_size).astype(np.float32)
-    scale = np.minimum(lanes[:, 0] / count, np.finfo(np.float32).max)
+    return lanes[:, 0]
+
+
+def means(a: np.ndarray, block_size: int, count: np.ndarray) -> np.ndarray:
+    return np.minimum(sums(a, block_size) / count.astype(np.float32), np.finfo(np.float32).max)
+
+
+def block_counts(n: int, block_size: int) -> np.ndarray:
+    return np.minimum(n - np.arange(math.ceil(n / block_size)) * block_size, block_size)
+
+
+def encode_sign(codec: Any, a: np.ndarray) -> bytes:
+    scale = means(a, codec.block_size, block_counts(len(a), codec.block_size))
     return scale.astype("<f4").tobytes() + pack(np.signbit(a), 1)
+
+
+def digit_bytes(codec: Any, n: int) -> list[int]:
+    """How many bytes the digits of each block fill."""
+    return [math.ceil(count / 5) for count in block_counts(n, codec.block_size).tolist()]
+
+
+def encode_ternary(codec: Any, a: np.ndarray) -> bytes:
+    counts = block_counts(len(a), codec.block_size)
+    with np.errstate(over="ignore"):
+        limit = np.float32(codec.threshold) * means(a, codec.block_size, counts)
+    kept = (np.abs(a) >= limit.repeat(counts)) & (a != 0)
+    blockwise = blocks(kept.astype(np.float32), codec.block_size).sum(axis=1)
+    mean = means(np.where(kept, a, np.float32(0)), codec.block_size, np.maximum(blockwise, 1))
+    scale = np.where(blockwise > 0, mean, np.float32(0))
+    digits = np.where(kept, 1 + np.signbit(a), 0)
+    packed = b""
+    for block in np.split(digits, np.cumsum(counts)[:-1]):
+        padded = np.pad(block, (0, -len(block) % 5)).reshape(-1, 5)
+        packed += (padded @ (3 ** np.arange(5))).astype(np.uint8).tobytes()
+    return scale.astype("<f4").tobytes() + packed
+
+
+def decode_ternary(codec: Any, packed: bytes, n: int, scales: np.ndarray) -> np.ndarray:
+    sizes, counts = digit_bytes(codec, n), block_counts(n, codec.block_size)
+    digits = []
+    start = 0
+    for size, count in zip(sizes, counts.tolist(), strict=True):
+        table = np.frombuffer(packed, np.uint8, size, start).astype(np.int64)
+        refuse_unless(bool((table < 243).all()), "a byte of digits above 242")
+        block = (table[:, None] // 3 ** np.arange(5) % 3).ravel()
+        refuse_unless(not block[count:].any(), "digits after the last of a block")
+        digits.append(block[:count])
+        start += size
+    flat = np.concatenate(digits) if digits else np.zeros(0, np.int64)
+    return np.choose(flat, [np.zeros_like(scales), scales, -scales])
 
 
 def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
@@ -213,6 +276,8 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_quantize(codec, a, step)
     if kind == "Sign":
         return encode_sign(codec, a)
+    if kind == "Ternary":
+        return encode_ternary(codec, a)
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -253,12 +318,16 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
     if kind == "Sign":
         scales, packed = read_scales(body, n, codec.block_size)
         return saturate(np.where(unpack(packed, n, 1), -scales, scales), dtype)
+    if kind == "Ternary":
+        scales, packed = read_scales(body, n, codec.block_size)
+        return saturate(decode_ternary(codec, packed, n, scales), dtype)
     k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
     else:
         form = index_form(codec.indices, n, k)
-        split = index_bytes(form, n, k)
+        split = len(body) - body_size(values_of(codec), k, dtype)
+        refuse_unless(split >= 0, "too short for its values")
         indices, values = decode_indices(form, body[:split], n, k), body[split:]
     decoded = np.zeros(n, np.float32)
     decoded[indices] = decode_body(values_of(codec), values, k, dtype, step)
@@ -277,7 +346,7 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<B", DTYPE_IDS[codec.dtype])
     if kind == "Quantize":
         return struct.pack("<BH", codec.bits, codec.block_size // 64)
-    if kind == "Sign":
+    if kind in ("Sign", "Ternary"):
         return struct.pack("<BH", 0, codec.block_size // 64)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
@@ -302,11 +371,12 @@ def read_codec(
     elif kind == "Cast":
         refuse_unless(raw[0] in DTYPE_NAMES, f"cast to dtype {raw[0]}")
         codec = Cast(DTYPE_NAMES[raw[0]])
-    elif kind in ("Quantize", "Sign"):
+    elif kind in ("Quantize", "Sign", "Ternary"):
         bits, units = struct.unpack_from("<BH", raw)
         refuse_unless(1 <= units <= 1024, f"block of {units} * 64 entries")
         refuse_unless(bits in ((8, 4, 2) if kind == "Quantize" else (0,)), f"{bits} bits")
-        codec = Quantize(bits, 64 * units) if kind == "Quantize" else Sign(64 * units)
+        sizes = {"Sign": Sign, "Ternary": Ternary}
+        codec = sizes[kind](64 * units) if bits == 0 else Quantize(bits, 64 * units)
     else:
         k = struct.unpack_from("<I", raw)[0]
         word = raw[16:20] if kind == "RandomK" else raw[8:12]
@@ -350,7 +420,7 @@ def compress(
         raise FloatingPointError("an entry is infinite or NaN")
     n = len(a)
     body = encode_body(codec, a, dtype, step)
-    assert len(body) == body_size(codec, n, dtype)
+    assert not is_fixed_size(codec) or len(body) == body_size(codec, n, dtype)
     header = struct.pack(
         "<4sBBBB20sQI",
         b"TGRD",
@@ -382,7 +452,8 @@ def decompress(payload: bytes) -> tuple[np.ndarray, str, tuple[int, ...]]:
     refuse_unless(n < 2**32, f"shape {shape}")
     codec, step = read_codec(number, raw, n)
     dtype = DTYPE_NAMES[dtype_id]
-    refuse_unless(body_bytes == body_size(codec, n, dtype), f"body of {body_bytes} bytes")
+    if is_fixed_size(codec):
+        refuse_unless(body_bytes == body_size(codec, n, dtype), f"body of {body_bytes} bytes")
     refuse_unless(len(payload) == 40 + 8 * rank + body_bytes, "missing or trailing bytes")
     refuse_unless(checksum == crc32c(payload[:36] + payload[40:]), "checksum")
     decoded = decode_body(codec, payload[40 + 8 * rank :], n, dtype, step)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from reference_numbers import refuse_unless
+from reference_numbers import RefusedError, refuse_unless
 
-INDEX_FORMS = {"elias-fano": 1, "bitmap": 2, "u16": 3}
+INDEX_FORMS = {"elias-fano": 1, "bitmap": 2, "u16": 3, "rice": 4}
 
 
 # --- Packed arrays, low bit first. ---
@@ -39,6 +39,7 @@ def low_bits(n: int, k: int) -> int:
 
 
 def index_bytes(form: int, n: int, k: int) -> int:
+    """Of the forms whose size follows from n and k: all but Rice."""
     if form == 1:
         if k == 0:
             return 0
@@ -68,6 +69,8 @@ def encode_indices(form: int, indices: np.ndarray, n: int) -> bytes:
         present = np.zeros(n, np.uint8)
         present[indices] = 1
         return pack(present, 1)
+    if form == 4:
+        return encode_rice(indices, n)
     counts = np.bincount(indices >> 16, minlength=math.ceil(n / 65536))
     return counts.astype("<u4").tobytes() + (indices & 0xFFFF).astype("<u2").tobytes()
 
@@ -84,6 +87,8 @@ def decode_indices(form: int, data: bytes, n: int, k: int) -> np.ndarray:
     elif form == 2:
         indices = np.flatnonzero(unpack(data, n, 1))
         refuse_unless(len(indices) == k, f"{len(indices)} indices instead of {k}")
+    elif form == 4:
+        indices = decode_rice(data, n, k)
     else:
         ranges = math.ceil(n / 65536)
         counts = np.frombuffer(data, "<u4", ranges).astype(np.int64)
@@ -93,3 +98,84 @@ def decode_indices(form: int, data: bytes, n: int, k: int) -> np.ndarray:
     refuse_unless(bool((np.diff(indices) > 0).all()), "indices do not strictly increase")
     refuse_unless(k == 0 or int(indices[-1]) < n, "an index reaches n")
     return indices
+
+
+# Form 4: Rice codes of gaps, in groups of sixteen.
+
+
+def rice_parameter(gaps: list[int]) -> int:
+    """floor(log2(mean)), or zero for a mean below one."""
+    return max(1, sum(gaps) // len(gaps)).bit_length() - 1
+
+
+def encode_rice(indices: np.ndarray, n: int) -> bytes:
+    k = len(indices)
+    if k == 0:
+        return b""
+    gaps = (np.diff(indices.astype(np.int64), prepend=-1) - 1).tolist()
+    parameters: list[int] = []
+    lows: list[int] = []
+    highs: list[int] = []
+    previous = low_bits(n, k)
+    for group in (gaps[first : first + 16] for first in range(0, k, 16)):
+        low = rice_parameter(group)
+        step = (low - previous + 16) % 32 - 16
+        parameters += [0] * (2 * step if step >= 0 else -2 * step - 1) + [1]
+        for gap in group:
+            lows += [gap >> bit & 1 for bit in range(low)]
+            highs += [0] * (gap >> low) + [1]
+        previous = low
+    return b"".join(pack(np.array(bits, np.int64), 1) for bits in (parameters, lows, highs))
+
+
+class Bits:
+    """The bits of a section, read one by one; refuses to read beyond them."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, count: int) -> int:
+        refuse_unless(self.at + count <= 8 * len(self.data), "the stream ends too early")
+        bits = [self.data[at // 8] >> at % 8 & 1 for at in range(self.at, self.at + count)]
+        self.at += count
+        return sum(bit << place for place, bit in enumerate(bits))
+
+    def zeros(self, most: int) -> int:
+        """How many zeros come before the next one."""
+        for count in range(most + 1):
+            if self.take(1):
+                return count
+        raise RefusedError(f"more than {most} zeros")
+
+    def rest(self) -> Bits:
+        """What comes after the byte in which the last bit was."""
+        while self.at % 8:
+            refuse_unless(self.take(1) == 0, "padding bits are set")
+        return Bits(self.data[self.at // 8 :])
+
+
+def decode_rice(data: bytes, n: int, k: int) -> np.ndarray:
+    counts = [min(16, k - first) for first in range(0, min(k, 8 * 16 * len(data) + 1), 16)]
+    section, parameters = Bits(data), []
+    previous = low_bits(n, k) if k else 0
+    for _ in counts:
+        number = section.zeros(31)
+        previous = (previous + (number // 2 if number % 2 == 0 else -(number // 2) - 1)) % 32
+        parameters.append(previous)
+    section = section.rest()
+    lows = [
+        [section.take(low) for _ in range(c)] for low, c in zip(parameters, counts, strict=True)
+    ]
+    section = section.rest()
+    indices: list[int] = []
+    last = -1
+    for low, parts in zip(parameters, lows, strict=True):
+        gaps = [(section.zeros(n >> low) << low) + part for part in parts]
+        refuse_unless(rice_parameter(gaps) == low, f"{low} is not the parameter of {gaps}")
+        for gap in gaps:
+            last += gap + 1
+            indices.append(last)
+    refuse_unless(len(indices) == k, f"{len(indices)} indices instead of {k}")
+    refuse_unless(not section.rest().data, "bytes after the last index")
+    return np.array(indices, np.int64)

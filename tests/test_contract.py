@@ -25,4 +25,5 @@ def test_every_codec_of_the_package_is_in_the_list() -> None:
         tg.TopK,
         tg.ChunkTopK,
         tg.RandomK,
+        tg.Ternary,
     }

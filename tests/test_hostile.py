@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tersegrad as tg
+from tersegrad.federated.message import HEADER_BYTES
+from tersegrad.message import CODEC_ENTRY
 
 LIMITS = tg.federated.Limits(max_norm=1000.0, max_abs=100.0, max_weight=1e6)
 HONEST = client().encode(update(1))
@@ -23,7 +25,7 @@ def bits(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
 
 
 def test_the_parts_of_a_message_lie_where_the_forgers_think() -> None:
-    assert Offsets(HONEST[5]).end == len(HONEST)
+    assert Offsets(HONEST).end == len(HONEST)
     assert sealed(HONEST) == HONEST
     tg.federated.decode(HONEST, LAYOUT, limits=LIMITS)
 
@@ -79,7 +81,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     """An honest message, up to four times changed at a place that means something, and sealed again."""
     honest = [HONEST, client().encode(update(2), step=5)]
     raw = bytearray(draw(st.sampled_from(honest)))
-    at = Offsets(raw[5])
+    at = Offsets(bytes(raw))
     places = [4, 5, 8, 12, 32, at.numbers, *at.bodies.values(), at.end - 8]
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.sampled_from(places)) + draw(st.integers(0, 48))
@@ -177,6 +179,37 @@ def test_a_value_codec_that_is_not_listed_is_refused() -> None:
     limits = tg.federated.Limits(codecs=(tg.TopK,))
     with pytest.raises(tg.PayloadError, match="Sign"):
         tg.federated.decode(message, {"w": ((99,), "float32")}, limits=limits)
+
+
+def test_zstd_and_what_is_in_it_must_be_listed() -> None:
+    pytest.importorskip("zstandard")
+    codec = tg.Zstd(tg.TopK(k=20, values=tg.Quantize(bits=4), indices="rice"))
+    message = tg.federated.Client(codec).encode({"w": np.ones(99, np.float32)})
+    layout = {"w": ((99,), "float32")}
+    listed = (tg.Zstd, tg.TopK, tg.Quantize)
+    for missing, codecs in [("Zstd", None), *((c.__name__, {*listed} - {c}) for c in listed)]:
+        limits = tg.federated.Limits(codecs=None if codecs is None else tuple(codecs))
+        with pytest.raises(tg.PayloadError, match=missing):
+            tg.federated.decode(message, layout, limits=limits)
+    got = tg.federated.decode(message, layout, limits=tg.federated.Limits(codecs=listed))
+    assert got["w"].tolist() == [1.0] * 20 + [0.0] * 79
+
+
+def test_a_zstd_frame_that_holds_more_than_the_tensor_is_refused() -> None:
+    zstandard = pytest.importorskip("zstandard")
+    server = tg.federated.Server(
+        {"w": ((5000,), "float32")}, limits=tg.federated.Limits(codecs=(tg.Zstd, tg.Quantize))
+    )
+    message = tg.federated.Client(tg.Zstd(tg.Quantize(bits=4))).encode(
+        {"w": np.ones(5000, np.float32)}
+    )
+    at = HEADER_BYTES + CODEC_ENTRY.size + 1
+    bomb = zstandard.ZstdCompressor().compress(bytes(2**28))
+    assert at + 4 + int.from_bytes(message[at : at + 4], "little") == len(message)
+    with pytest.raises(tg.PayloadError, match="Zstandard"):
+        server.add(sealed(message[:at] + len(bomb).to_bytes(4, "little") + bomb))
+    assert server.count == 0
+    server.add(message)
 
 
 def test_no_number_of_messages_at_the_limits_makes_a_sum_overflow() -> None:

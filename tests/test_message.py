@@ -87,6 +87,33 @@ def test_views_that_are_not_contiguous_are_compressed_as_they_read() -> None:
     assert torch.equal(second, x[:, ::2])
 
 
+@pytest.mark.parametrize("table", [True, False], ids=["exchange table", "older torch"])
+def test_every_kind_of_tensor_is_read_as_torch_reads_it(
+    table: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not table:
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+    x = torch.arange(1.0, 13.0)
+    views = {
+        "offset": x[3:7],
+        "minus": torch.view_as_complex(x.reshape(6, 2)).conj().imag,  # torch negates when it reads
+        "one column": x.reshape(12, 1)[:, :1],
+        "channels last": x.reshape(1, 3, 2, 2).to(memory_format=torch.channels_last),
+        "empty": x[:0].reshape(0, 5).t(),
+        "parameter": torch.nn.Parameter(x),
+        "number": x.sum(),
+    }
+    for name, tensor in views.items():
+        (read,) = tg.decompress_many(tg.compress_many([tensor], tg.Identity()))
+        assert torch.equal(read, tensor), name
+    for odd in (x.to_sparse(), x.double(), x.to("meta"), x.reshape((1,) * 40 + (12,))):
+        with pytest.raises(tg.InputError):
+            tg.compress_many([x, odd], tg.Identity())
+    for kept in (x.clone().requires_grad_(), x.double(), x.reshape(3, 4), x.numpy()):
+        with pytest.raises(tg.InputError):
+            tg.compress_many([x, x], tg.Sign(), residuals=[None, kept])
+
+
 def test_no_tensors_are_a_message_too() -> None:
     message = tg.compress_many([], tg.Sign())
     assert tg.decompress_many(bytes(message)) == []

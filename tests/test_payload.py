@@ -31,6 +31,9 @@ SMALL = [
     tg.ChunkTopK(k=2, chunk=20, values=tg.Cast()),
     tg.RandomK(k=9, seed=2**40, values=tg.Quantize(bits=2)),
     Grid(),
+    tg.Ternary(block_size=64),
+    tg.TopK(k=7, indices="rice", values=tg.Ternary(block_size=64)),
+    tg.ChunkTopK(k=2, chunk=20, indices="rice"),
 ]
 
 
@@ -146,7 +149,7 @@ def test_every_value_of_every_header_byte_is_read_as_the_oracle_reads_it(codec: 
                 assert_read_as_the_oracle_reads_it(patch(raw, offset, bytes([value])))
 
 
-@pytest.mark.parametrize("number", [0, 8, 127, 128, 254, 255])
+@pytest.mark.parametrize("number", [0, 10, 127, 128, 254, 255])
 def test_an_unknown_codec_is_refused_by_its_number(number: int) -> None:
     assert_refused(
         patch(small(tg.Identity()), 5, bytes([number])), torch.zeros(7, 11), match=str(number)
@@ -486,7 +489,7 @@ def test_codes_that_no_encoder_writes_decode_as_the_document_says() -> None:
 
 def test_a_sparse_value_codec_inside_a_sparse_codec_is_refused() -> None:
     raw = small(tg.TopK(k=7))
-    for number in (0, 5, 6, 7, 8, 127, 255):
+    for number in (0, 5, 6, 7, 9, 127, 255):
         assert_refused(patch(raw, 16, bytes([number])), torch.zeros(7, 11))
 
 

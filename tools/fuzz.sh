@@ -20,5 +20,5 @@ fi
 mkdir -p "$build/corpus"
 # Stack traces of allocations and a large quarantine cost half of the speed.
 ASAN_OPTIONS=malloc_context_size=0:quarantine_size_mb=2 exec "$build/tests/fuzz/tersegrad_fuzz" \
-  -max_total_time="$seconds" -max_len=512 -print_final_stats=1 -verbosity=0 -artifact_prefix=tests/fuzz/crashes/ "$@" \
+  -max_total_time="$seconds" -max_len=1024 -print_final_stats=1 -verbosity=0 -artifact_prefix=tests/fuzz/crashes/ "$@" \
   "$build/corpus" tests/fuzz/corpus tests/fuzz/crashes

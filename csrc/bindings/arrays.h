@@ -77,9 +77,8 @@ uint8_t* bytes(py::array& array, size_t n) {
   return static_cast<uint8_t*>(write(array));
 }
 
-const uint8_t* bytes_in(const py::array& array, size_t n) {
-  require(array.dtype().kind() == 'u' && array.itemsize() == 1 && size_of(array) == n,
-          "body must be uint8 of the computed size");
+const uint8_t* bytes_in(const py::array& array) {
+  require(array.dtype().kind() == 'u' && array.itemsize() == 1, "body must be uint8");
   return static_cast<const uint8_t*>(read(array));
 }
 

@@ -7,11 +7,12 @@
 #include "../codec.h"
 #include "../dispatch.h"
 #include "arrays.h"
+#include "dlpack.h"
 
 namespace {
 
 IndexForm index_form(int form) {
-  require(form >= 1 && form <= 3, "index form must be 1, 2 or 3");
+  require(form >= 1 && form <= 4, "index form must be from 1 to 4");
   return static_cast<IndexForm>(form);
 }
 
@@ -59,7 +60,8 @@ py::tuple select_chunks(const py::array& x, std::optional<py::array> residual, s
   return py::make_tuple(index, value);
 }
 
-ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block_size, std::optional<uint64_t> seed) {
+ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block_size, std::optional<uint64_t> seed,
+                       float threshold) {
   ValueCodec codec;
   codec.wire = dtype_from_code(wire);
   require(bits == 8 || bits == 4 || bits == 2, "bits must be 8, 4 or 2");
@@ -67,12 +69,15 @@ ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block
           "block_size must be a multiple of 64 up to 65536");
   codec.quantized = {bits, block_size};
   codec.signs = {block_size};
+  codec.digits = {block_size};
+  codec.threshold = threshold;
   codec.stochastic = seed.has_value();
   codec.seed = seed.value_or(0);
   using Kind = ValueCodec::Kind;
   codec.kind = kind == "cast"       ? Kind::cast
                : kind == "quantize" ? Kind::quantize
                : kind == "sign"     ? Kind::sign
+               : kind == "ternary"  ? Kind::ternary
                                     : Kind::identity;
   return codec;
 }
@@ -84,7 +89,7 @@ Codec codec(const std::string& selection, const ValueCodec& values, double densi
                      : selection == "chunks" ? Selection::chunks
                      : selection == "random" ? Selection::random
                                              : Selection::all;
-  require(density >= 0 && density <= 1 && form >= 0 && form <= 3, "density or index form out of range");
+  require(density >= 0 && density <= 1 && form >= 0 && form <= 4, "density or index form out of range");
   require(chosen != Selection::chunks || (k > 0 && k <= chunk && chunk <= 65536), "need 0 < k <= chunk <= 65536");
   return {chosen, values, density, k, chunk, form, mask_seed};
 }
@@ -97,17 +102,19 @@ py::tuple encode(const Codec& codec, const py::array& x, std::optional<py::array
   DType payload = dtype_from_code(dtype);
   uint8_t* out = bytes(body, codec.body_bytes(in.count, payload));
   Outcome outcome;
+  size_t written;
   {
     Call call(in.count);
-    outcome = codec.encode(in, r, payload, step, last_key, out);
+    outcome = codec.encode(in, r, payload, step, last_key, out, written);
   }
   require_memory(outcome != Outcome::out_of_memory);
-  return py::make_tuple(outcome == Outcome::ok, last_key);
+  return py::make_tuple(outcome == Outcome::ok, last_key, written);
 }
 
 // Tensors by address, as buffers.py reads them: (codec number, address, count, dtype, residual address or 0, last key).
-// Returns one body for all, the bytes of each, which were finite, and their keys. Unless `checked`, the tensors are
-// examined before any residual changes, and with `all_or_none` nothing is done if one of them is not finite.
+// Returns one body for all, the bytes of each, which were finite, and their keys. A tensor that is not finite has no
+// bytes in it. Unless `checked`, the tensors are examined before any residual changes, and with `all_or_none` nothing
+// is done if one of them is not finite.
 py::tuple encode_many(const std::vector<Codec>& codecs, const py::list& tensors, uint32_t step, bool checked,
                       bool all_or_none) {
   struct Work {
@@ -125,13 +132,13 @@ py::tuple encode_many(const std::vector<Codec>& codecs, const py::list& tensors,
         tensor.cast<std::tuple<size_t, uintptr_t, size_t, int, uintptr_t, uint32_t>>();
     require(codec < codecs.size() && count <= UINT32_MAX, "codec number or count out of range");
     Entries x{reinterpret_cast<const void*>(address), dtype_from_code(dtype), count};
-    works.push_back({&codecs[codec], x, reinterpret_cast<float*>(residual), last_key,
-                     codecs[codec].body_bytes(count, x.dtype), Outcome::ok});
-    body_bytes += works.back().body_bytes;
+    works.push_back({&codecs[codec], x, reinterpret_cast<float*>(residual), last_key, 0, Outcome::ok});
+    body_bytes += codecs[codec].body_bytes(count, x.dtype);
     total += count;
   }
   py::array_t<uint8_t> body(static_cast<py::ssize_t>(body_bytes));
   uint8_t* out = body.mutable_data();
+  const uint8_t* begin = out;
   {
     Call call(total);
     bool finite = true;
@@ -143,7 +150,9 @@ py::tuple encode_many(const std::vector<Codec>& codecs, const py::list& tensors,
     for (Work& work : works) {
       if (!finite && all_or_none) break;
       if (work.outcome == Outcome::ok) {
-        work.outcome = work.codec->encode(work.x, work.residual, work.x.dtype, step, work.last_key, out);
+        size_t written;
+        work.outcome = work.codec->encode(work.x, work.residual, work.x.dtype, step, work.last_key, out, written);
+        if (work.outcome == Outcome::ok) work.body_bytes = written;
       }
       out += work.body_bytes;
     }
@@ -155,41 +164,55 @@ py::tuple encode_many(const std::vector<Codec>& codecs, const py::list& tensors,
     finite.append(work.outcome == Outcome::ok);
     keys.append(work.last_key);
   }
-  return py::make_tuple(body, sizes, finite, keys);
+  py::slice used(0, out - begin, 1);
+  return py::make_tuple(body[used], sizes, finite, keys);
 }
 
 void check_body(const Codec& codec, const py::array& body, int dtype, size_t n) {
   DType payload = dtype_from_code(dtype);
-  const uint8_t* in = bytes_in(body, codec.body_bytes(n, payload));
+  const uint8_t* in = bytes_in(body);
   Fault fault;
   {
     Call call(n);
-    fault = codec.check(in, payload, n);
+    fault = codec.check(in, size_of(body), payload, n);
   }
   raise_if(fault);
+}
+
+size_t measure_stream(const Codec& codec, const py::array& body, size_t n) {
+  require(!codec.is_fixed_size(), "the stream's size is arithmetic");
+  const uint8_t* in = bytes_in(body);
+  size_t bytes;
+  Fault fault;
+  {
+    Call call(n);
+    fault = codec.measure_stream(in, size_of(body), n, &bytes);
+  }
+  raise_if(fault);
+  return bytes;
 }
 
 void decode(const Codec& codec, const py::array& body, int dtype, uint32_t step, py::array out, bool accumulate,
             float scale, bool blank) {
   Output target = output(out, accumulate, scale);
   DType payload = dtype_from_code(dtype);
-  const uint8_t* in = bytes_in(body, codec.body_bytes(target.count, payload));
+  const uint8_t* in = bytes_in(body);
   Fault fault;
   {
     Call call(target.count);
-    fault = codec.decode(in, payload, step, target, blank);
+    fault = codec.decode(in, size_of(body), payload, step, target, blank);
   }
   raise_if(fault);
 }
 
 py::tuple examine(const Codec& codec, const py::array& body, int dtype, size_t n, uint32_t step) {
   DType payload = dtype_from_code(dtype);
-  const uint8_t* in = bytes_in(body, codec.body_bytes(n, payload));
+  const uint8_t* in = bytes_in(body);
   Fault fault;
   Extent extent;
   {
     Call call(n);
-    fault = codec.examine(in, payload, n, step, extent);
+    fault = codec.examine(in, size_of(body), payload, n, step, extent);
   }
   raise_if(fault);
   return py::make_tuple(extent.squares, extent.largest);
@@ -198,33 +221,33 @@ py::tuple examine(const Codec& codec, const py::array& body, int dtype, size_t n
 void add(const Codec& codec, const py::array& body, int dtype, uint32_t step, py::array out, float scale) {
   Output target = output(out, true, scale);
   DType payload = dtype_from_code(dtype);
-  const uint8_t* in = bytes_in(body, codec.body_bytes(target.count, payload));
+  const uint8_t* in = bytes_in(body);
   Fault fault;
   {
     Call call(target.count);
-    fault = codec.add(in, payload, step, target);
+    fault = codec.add(in, size_of(body), payload, step, target);
   }
   raise_if(fault);
 }
 
-void encode_index(int form, const py::array& index, size_t n, py::array stream) {
+size_t encode_index(int form, const py::array& index, size_t n, py::array stream) {
   size_t k = size_of(index);
   const uint32_t* in = indices(index);
   require_below(in, k, n);
   uint8_t* out = bytes(stream, index_stream_bytes(index_form(form), n, k));
   Call call(k);
-  index::encode(index_form(form), in, n, k, out);
+  return index::encode(index_form(form), in, n, k, out);
 }
 
 py::array_t<uint32_t> decode_index(int form, const py::array& stream, size_t n, size_t k) {
   require(k <= n, "k must not exceed n");
-  const uint8_t* in = bytes_in(stream, index_stream_bytes(index_form(form), n, k));
+  const uint8_t* in = bytes_in(stream);
   py::array_t<uint32_t> index(static_cast<py::ssize_t>(k));
   uint32_t* out = index.mutable_data();
   Fault fault;
   {
     Call call(k);
-    fault = index::decode(index_form(form), in, n, k, out);
+    fault = index::decode(index_form(form), in, size_of(stream), n, k, out);
   }
   raise_if(fault);
   return index;
@@ -314,7 +337,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("select_topk", select_topk, "x"_a, "residual"_a, "k"_a, "last_key"_a = 0);
   m.def("select_chunks", select_chunks, "x"_a, "residual"_a, "k"_a, "chunk"_a);
   py::class_<ValueCodec>(m, "ValueCodec")
-      .def(py::init(&value_codec), "kind"_a, "wire"_a = 1, "bits"_a = 8, "block_size"_a = 256, "seed"_a = std::nullopt);
+      .def(py::init(&value_codec), "kind"_a, "wire"_a = 1, "bits"_a = 8, "block_size"_a = 256, "seed"_a = std::nullopt,
+           "threshold"_a = 0.0f);
   py::class_<Codec>(m, "Codec")
       .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0,
            "mask_seed"_a = 0)
@@ -324,12 +348,15 @@ PYBIND11_MODULE(_core, m) {
       .def(
           "body_bytes", [](const Codec& c, size_t n, int dtype) { return c.body_bytes(n, dtype_from_code(dtype)); },
           "n"_a, "dtype"_a)
+      .def("measure_stream", &measure_stream, "body"_a, "n"_a)
       .def("encode", &encode, "x"_a, "residual"_a, "dtype"_a, "step"_a, "last_key"_a, "body"_a)
       .def("check", &check_body, "body"_a, "dtype"_a, "n"_a)
       .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a)
       .def("examine", &examine, "body"_a, "dtype"_a, "n"_a, "step"_a)
       .def("add", &add, "body"_a, "dtype"_a, "step"_a, "out"_a, "scale"_a);
   m.def("encode_many", encode_many, "codecs"_a, "tensors"_a, "step"_a, "checked"_a, "all_or_none"_a);
+  m.def("address", [](const py::array& x) { return reinterpret_cast<uintptr_t>(read(x)); }, "x"_a);
+  m.def("locate_tensors", locate_tensors, "exchange"_a, "tensors"_a, "max_rank"_a);
   m.def("encode_index", encode_index, "form"_a, "index"_a, "n"_a, "stream"_a);
   m.def("decode_index", decode_index, "form"_a, "stream"_a, "n"_a, "k"_a);
   m.def("draw_index", draw_index, "n"_a, "k"_a, "seed"_a, "step"_a);

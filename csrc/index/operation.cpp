@@ -1,28 +1,16 @@
 #include "operation.h"
 
 #include "../philox.h"
+#include "streams.h"
 
 namespace tersegrad::index {
 namespace {
 
-constexpr Fault kWrongCount = "the index stream does not hold the number of indices that the header states";
 constexpr Fault kNotIncreasing = "the indices are not strictly increasing";
-constexpr Fault kOutOfRange = "an index lies outside the tensor";
-constexpr Fault kPaddingSet = "padding bits of the index stream are set";
 
 // Scattered entries each miss the cache; asking for them early lets the misses overlap.
 constexpr size_t kAhead = 32;
 void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }
-
-uint64_t load_word(const uint8_t* p, size_t available) {
-  uint64_t word = 0;
-  if (available >= sizeof word) {
-    memcpy(&word, p, sizeof word);  // of a known size: one instruction
-  } else {
-    memcpy(&word, p, available);
-  }
-  return word;
-}
 
 // Low parts are appended to a 64-bit buffer, low bit first, and leave it as whole words.
 void encode_elias_fano(const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
@@ -72,46 +60,54 @@ void encode_u16(const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
 
 }  // namespace
 
-void encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
+size_t encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream) {
   switch (form) {
     case IndexForm::elias_fano:
-      return encode_elias_fano(index, n, k, stream);
+      encode_elias_fano(index, n, k, stream);
+      break;
     case IndexForm::bitmap:
-      return encode_bitmap(index, n, k, stream);
+      encode_bitmap(index, n, k, stream);
+      break;
     case IndexForm::u16:
-      return encode_u16(index, n, k, stream);
+      encode_u16(index, n, k, stream);
+      break;
+    case IndexForm::rice:
+      return encode_rice(index, n, k, stream);
   }
+  return index_stream_bytes(form, n, k);
 }
 
-Reader::Reader(IndexForm form, const uint8_t* stream, size_t n, size_t k)
-    : form_(form), stream_(stream), n_(n), k_(k), layout_(elias_fano_layout(n, k)) {
-  switch (form) {
-    case IndexForm::elias_fano:
-      ones_section_ = stream + layout_.low_bytes;
-      ones_bytes_ = layout_.high_bytes;
-      break;
-    case IndexForm::bitmap:
-      ones_section_ = stream;
-      ones_bytes_ = (n + 7) / 8;
-      break;
-    default:
-      ranges_ = (n + kU16Range - 1) / kU16Range;
-  }
-  if (ones_bytes_ > 0) ones_ = load_word(ones_section_, ones_bytes_);
-}
+Reader::Reader(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k)
+    : form_(form),
+      stream_(stream),
+      bytes_(bytes),
+      n_(n),
+      k_(k),
+      layout_(elias_fano_layout(n, k)),
+      rice_(stream, bytes, n, k) {}
 
-Fault Reader::start() const {
+Fault Reader::start() {
+  if (form_ == IndexForm::rice) return rice_.start();
+  if (bytes_ != index_stream_bytes(form_, n_, k_)) return kWrongSize;
   bool zero = true;
   if (form_ == IndexForm::elias_fano) {
+    ones_section_ = stream_ + layout_.low_bytes;
+    ones_bytes_ = layout_.high_bytes;
     zero = padding_is_zero(stream_, k_ * static_cast<uint64_t>(layout_.low_bits)) &&
            padding_is_zero(ones_section_, layout_.high_bits);
   } else if (form_ == IndexForm::bitmap) {
+    ones_section_ = stream_;
+    ones_bytes_ = bytes_;
     zero = padding_is_zero(stream_, n_);
+  } else {
+    ranges_ = (n_ + kU16Range - 1) / kU16Range;
   }
+  if (ones_bytes_ > 0) ones_ = load_word(ones_section_, ones_bytes_);
   return zero ? nullptr : kPaddingSet;
 }
 
 Fault Reader::read(uint32_t* index, size_t count) {
+  if (form_ == IndexForm::rice) return rice_.read(index, count);
   bool complete = form_ == IndexForm::elias_fano ? read_elias_fano(index, count)
                   : form_ == IndexForm::bitmap   ? read_bitmap(index, count)
                                                  : read_u16(index, count);
@@ -179,15 +175,17 @@ bool Reader::read_u16(uint32_t* index, size_t count) {
       if (range_left_ > k_ - done_) return false;
     }
     uint64_t start = (range_ - 1) * kU16Range, next = next_;
+    bool increasing = increasing_;
     size_t here = std::min<size_t>(range_left_, end - done_);
     for (size_t j = done_; j < done_ + here; ++j) {
       uint16_t offset;
       memcpy(&offset, offsets + 2 * j, sizeof offset);
-      increasing_ &= start + offset >= next;
+      increasing &= start + offset >= next;
       next = start + offset + 1;
       *index++ = static_cast<uint32_t>(start + offset);
     }
     next_ = next;
+    increasing_ = increasing;
     done_ += here;
     range_left_ -= static_cast<uint32_t>(here);
   }
@@ -195,14 +193,15 @@ bool Reader::read_u16(uint32_t* index, size_t count) {
 }
 
 Fault Reader::finish() const {
+  if (form_ == IndexForm::rice) return rice_.finish();
   uint64_t rest = ones_ | range_left_;
   for (size_t at = ones_at_ + 8; at < ones_bytes_; at += 8) rest |= load_word(ones_section_ + at, ones_bytes_ - at);
   for (size_t at = 4 * range_; at < 4 * ranges_; at += 4) rest |= load_word(stream_ + at, 4);
   return rest == 0 ? nullptr : kWrongCount;
 }
 
-Fault decode(IndexForm form, const uint8_t* stream, size_t n, size_t k, uint32_t* index) {
-  Reader reader(form, stream, n, k);
+Fault decode(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k, uint32_t* index) {
+  Reader reader(form, stream, bytes, n, k);
   if (Fault fault = reader.start()) return fault;
   if (Fault fault = reader.read(index, k)) return fault;
   return reader.finish();

@@ -2,21 +2,22 @@
 #pragma once
 
 #include "../tensor.h"
+#include "rice.h"
 #include "spec.h"
 
 namespace tersegrad::index {
 
-// `index` is ascending and below n; `stream` has index_stream_bytes(form, n, k).
-void encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream);
-// Checks order, range, count and padding on the way.
-Fault decode(IndexForm form, const uint8_t* stream, size_t n, size_t k, uint32_t* index);
+// `index` is ascending and below n; `stream` has room for index_stream_bytes(form, n, k). Returns the bytes written.
+size_t encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream);
+// Takes a stream of exactly `bytes`. Checks size, order, range, count and padding on the way.
+Fault decode(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k, uint32_t* index);
 
-// Reads a stream in pieces. What it gives is ascending and below n, whatever the stream holds.
+// Reads a stream of exactly `bytes` in pieces. What it gives is ascending and below n, whatever the stream holds.
 class Reader {
  public:
-  Reader(IndexForm form, const uint8_t* stream, size_t n, size_t k);
-  Fault start() const;                        // padding
-  Fault read(uint32_t* index, size_t count);  // the next `count`, of k in all
+  Reader(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k);
+  Fault start();                              // size and padding
+  Fault read(uint32_t* index, size_t count);  // the next `count`, of k in all: a multiple of 16, but for the last
   Fault finish() const;                       // after k: whether the stream holds more
 
  private:
@@ -28,7 +29,7 @@ class Reader {
 
   IndexForm form_;
   const uint8_t* stream_;
-  size_t n_, k_;
+  size_t bytes_, n_, k_;
   EliasFano layout_;
   size_t done_ = 0;
   uint64_t next_ = 0;  // the least index that may come
@@ -38,6 +39,7 @@ class Reader {
   uint64_t ones_ = 0;
   size_t ranges_ = 0, range_ = 0;  // u16: the next range, and what is left of the one before
   uint32_t range_left_ = 0;
+  RiceReader rice_;
 };
 
 // Indices `first` to `first + count` of the k that are drawn.

@@ -7,12 +7,13 @@
 >>> restored = tg.decompress(message)
 """
 
-from . import federated, kernels
+from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
-from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, TopK
+from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
 from .errors import (
     BackendError,
+    BudgetError,
     CodecError,
     InputError,
     NonFiniteError,
@@ -24,11 +25,14 @@ from .feedback import ErrorFeedback
 from .many import compress_many, decompress_many
 from .message import Message
 from .payload import Payload
+from .tune import AdaptiveCodec
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveCodec",
     "BackendError",
+    "BudgetError",
     "Cast",
     "ChunkTopK",
     "Codec",
@@ -44,12 +48,15 @@ __all__ = [
     "RandomK",
     "Sign",
     "StateError",
+    "Ternary",
     "TersegradError",
     "TopK",
+    "Zstd",
     "compress",
     "compress_many",
     "decompress",
     "decompress_many",
     "federated",
     "kernels",
+    "tune",
 ]

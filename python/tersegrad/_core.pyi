@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Buffer
+from typing_extensions import Buffer, CapsuleType
 
 _Entries = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ def select_chunks(
 ) -> tuple[_Indices, _Floats, bool]: ...
 
 class ValueCodec:
-    """What becomes of every value: `kind` is identity, cast, quantize or sign.
+    """What becomes of every value: `kind` is identity, cast, quantize, sign or ternary.
 
     A seed asks for stochastic rounding.
     """
@@ -36,6 +36,7 @@ class ValueCodec:
         bits: int = 8,
         block_size: int = 256,
         seed: int | None = None,
+        threshold: float = 0.0,
     ) -> None: ...
 
 class Codec:
@@ -62,7 +63,8 @@ class Codec:
         step: int,
         last_key: int,
         body: _Bytes,
-    ) -> tuple[bool, int]: ...
+    ) -> tuple[bool, int, int]: ...
+    def measure_stream(self, body: _Bytes, n: int) -> int: ...
     def check(self, body: _Bytes, dtype: int, n: int) -> None: ...
     def decode(
         self,
@@ -77,6 +79,10 @@ class Codec:
     def examine(self, body: _Bytes, dtype: int, n: int, step: int) -> tuple[float, float]: ...
     def add(self, body: _Bytes, dtype: int, step: int, out: _Entries, scale: float) -> None: ...
 
+def address(x: npt.NDArray[Any]) -> int: ...
+def locate_tensors(
+    exchange: CapsuleType, tensors: list[Any], max_rank: int
+) -> tuple[list[int], list[int], list[int], list[tuple[int, ...]]] | None: ...
 def encode_many(
     codecs: Sequence[Codec],
     tensors: list[tuple[int, int, int, int, int, int]],
@@ -84,7 +90,7 @@ def encode_many(
     checked: bool,
     all_or_none: bool,
 ) -> tuple[_Bytes, list[int], list[bool], list[int]]: ...
-def encode_index(form: int, index: _Indices, n: int, stream: _Bytes) -> None: ...
+def encode_index(form: int, index: _Indices, n: int, stream: _Bytes) -> int: ...
 def decode_index(form: int, stream: _Bytes, n: int, k: int) -> _Indices: ...
 def draw_index(n: int, k: int, seed: int, step: int) -> _Indices: ...
 def index_bytes(form: int, n: int, k: int) -> int: ...

@@ -18,7 +18,7 @@ from .buffers import (
     writable_view,
     zeros_like,
 )
-from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode
+from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode, used
 from .errors import InputError, NonFiniteError, PayloadError
 from .payload import Payload, check_expected
 
@@ -90,7 +90,7 @@ def compress_view(
     """`compress` on views."""
     check_nonfinite(nonfinite)
     n = check_count(x.array.size)
-    body = np.empty(codec.body_size(n, x.dtype), np.uint8)
+    body = np.empty(codec.max_body_size(n, x.dtype), np.uint8)
     finite = encode(x, codec, body, residual, call, checked=nonfinite == "reset")
     if not finite:
         if nonfinite == "reset" and residual is not None:
@@ -103,7 +103,7 @@ def compress_view(
                 "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step"
             )
         encode(zeros_like(x), codec, body, None, call)
-    return Payload(codec, x.dtype, x.shape, body, x.kind, call.step, not finite)
+    return Payload(codec, x.dtype, x.shape, used(body, call), x.kind, call.step, not finite)
 
 
 def decompress(

@@ -7,12 +7,13 @@ never copied, unless it is not contiguous.
 from __future__ import annotations
 
 import sys
-from functools import cache
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from . import _core
 from .errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -139,35 +140,76 @@ def view(x: object, what: str = "input") -> View:
     )
 
 
-#: Address, count, dtype, shape, kind, and the object that keeps the memory alive. A plain tuple: it is made for every tensor of a
-#: model, and a named one takes longer to make than all else here.
-Located = tuple[int, int, str, tuple[int, ...], Kind, object]
+class Columns(NamedTuple):
+    """Where many tensors or arrays of one kind lie: a list for each property."""
+
+    addresses: list[int]
+    counts: list[int]
+    dtypes: list[int]  # codes
+    shapes: list[tuple[int, ...]]
+    kind: Kind
+    owners: Sequence[object]  # what keeps the memory alive
 
 
-def locate(x: Any) -> Located:
-    """Where a tensor or array lies; a copy of it, if it is not contiguous."""
+def locate(tensors: Sequence[AnyArray]) -> Columns:
+    """Where the tensors or arrays lie; copies of those that are not contiguous."""
+    found = _locate_tensors(tensors)
+    if found is not None:
+        return found
+    views = [view(x) for x in tensors]
+    if len({x.kind for x in views}) > 1:
+        raise InputError("the tensors of one message must be all torch tensors or all NumPy arrays")
+    arrays = [x.array for x in views]
+    return Columns(
+        [_core.address(array) for array in arrays],
+        [array.size for array in arrays],
+        [DTYPE_CODES[x.dtype] for x in views],
+        [x.shape for x in views],
+        views[0].kind if views else "numpy",
+        arrays,
+    )
+
+
+def locate_residuals(
+    residuals: Sequence[AnyArray | None], tensors: Sequence[AnyArray], found: Columns
+) -> list[int]:
+    """The address of the residual of each tensor, 0 where there is none; `InputError` as `residual_view`."""
+    given = [residual for residual in residuals if residual is not None]
+    if not given:
+        return [0] * len(residuals)
+    kept = _locate_tensors(given) if found.kind == "torch" else None
+    if kept is not None and set(kept.dtypes) == {DTYPE_CODES["float32"]} and not _needs_grad(given):
+        addresses = iter(zip(kept.addresses, kept.shapes, strict=True))
+        rows = [
+            (0, s) if r is None else next(addresses)
+            for r, s in zip(residuals, found.shapes, strict=True)
+        ]
+        if [shape for _, shape in rows] == found.shapes:
+            return [address for address, _ in rows]
+    return [
+        0 if r is None else _core.address(residual_view(r, view(x)))
+        for r, x in zip(residuals, tensors, strict=True)
+    ]
+
+
+def _locate_tensors(tensors: Sequence[Any]) -> Columns | None:
+    """`locate` for contiguous CPU tensors of floats, in one call; None for anything else, or where torch is too old for it."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor) and x.is_cpu and x.is_contiguous():
-        dtype = _torch_dtypes().get(x.dtype)
-        shape = tuple(x.shape)
-        if dtype is not None and not x.is_neg() and len(shape) <= MAX_RANK:
-            return x.data_ptr(), x.numel(), dtype, shape, "torch", x
-    got = view(x)
-    return address_of(got.array), got.array.size, got.dtype, got.shape, got.kind, got.array
+    if torch is None:
+        return None
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if exchange is None or not set(map(type, tensors)) <= {torch.Tensor, torch.nn.Parameter}:
+        return None
+    got = _core.locate_tensors(exchange, list(tensors), MAX_RANK)
+    if got is None or any(map(torch.Tensor.is_neg, tensors)):  # a lazy minus, as of x.conj().imag
+        return None
+    return Columns(*got, "torch", tensors)
 
 
-def address_of(x: Any) -> int:
-    """Where a contiguous CPU tensor or array that was checked before lies."""
-    data_ptr = getattr(x, "data_ptr", None)
-    address: int = x.__array_interface__["data"][0] if data_ptr is None else data_ptr()
-    return address
-
-
-@cache
-def _torch_dtypes() -> dict[Any, str]:
-    import torch
-
-    return {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+def _needs_grad(tensors: Sequence[Any]) -> bool:
+    """Whether torch would refuse to write to them."""
+    torch = sys.modules["torch"]
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def writable_view(x: object, what: str) -> View:
@@ -203,16 +245,6 @@ def residual_view(residual: object, x: View) -> Floats:
     if got.kind != x.kind:
         raise InputError(f"residual is a {got.kind} array, the input a {x.kind} one")
     return got.array
-
-
-def check_residual(residual: Any, x: Any) -> None:
-    """What `residual_view` checks, without the views: for many small tensors."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor) and isinstance(residual, torch.Tensor):
-        plain = residual.dtype is torch.float32 and residual.is_cpu and not residual.requires_grad
-        if plain and residual.is_contiguous() and residual.shape == x.shape:
-            return
-    residual_view(residual, view(x))
 
 
 def bytes_view(buffer: object, what: str) -> Bytes:

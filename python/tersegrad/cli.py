@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import __version__, kernels
+from . import __version__, inspection, kernels
 from .demo import run
 from .demo_federated import Settings as FederatedSettings
 from .demo_federated import run as run_federated
 from .demo_settings import DEFAULT_METHODS, METHODS, Settings
 from .errors import TersegradError
+from .tune import command as tune_command
 
 DEMO_HELP = """\
 Train a small convolutional network with DistributedDataParallel on this machine, once for each way
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return demo(options)
         if options.command == "info":
             return info()
+        if options.command is not None:
+            return int(options.run(options))
     except TersegradError as error:
         print(f"tersegrad: {error}", file=sys.stderr)
         return 2
@@ -128,6 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the plot and results.json go (default: %(default)s)",
     )
+    tune_command.add_parser(commands)
+    inspection.add_parser(commands)
     return parser
 
 

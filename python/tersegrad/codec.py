@@ -48,6 +48,8 @@ class Call:
     step: int = 0
     #: The k-th largest magnitude of the last call, as the bits of a float32: a head start for the next top-k. Never changes a result.
     last_key: int = 0
+    #: Told by the call: how many bytes of the body were used. Fewer than there were only if the codec has no fixed size.
+    body_bytes: int = 0
 
 
 class Codec(ABC):
@@ -60,7 +62,7 @@ class Codec(ABC):
     --------
     >>> import dataclasses, numpy as np, tersegrad as tg
     >>> @dataclasses.dataclass(frozen=True)
-    ... class Ternary(tg.Codec, id=201):
+    ... class Coarse(tg.Codec, id=201):
     ...     def body_size(self, n, dtype="float32"):
     ...         return 4 + n
     ...     def _encode(self, values, body, dtype, step):
@@ -69,7 +71,7 @@ class Codec(ABC):
     ...         body[4:] = np.where(np.abs(values) < scale, 0, np.sign(values)).astype(np.int8).view(np.uint8)
     ...     def _decode(self, body, values, dtype, step):
     ...         values[:] = body[4:].view(np.int8) * np.frombuffer(body[:4].tobytes(), "<f4")[0]
-    >>> payload = tg.compress(np.array([1.0, -3.0, 0.5], np.float32), Ternary())
+    >>> payload = tg.compress(np.array([1.0, -3.0, 0.5], np.float32), Coarse())
     >>> tg.decompress(bytes(payload))
     array([ 0. , -1.5,  0. ], dtype=float32)
     """
@@ -95,11 +97,23 @@ class Codec(ABC):
         cls.id = id
         _by_id[id] = cls
 
+    @property
+    def is_fixed_size(self) -> bool:
+        """Whether the size of a body follows from the number of entries: False for ``indices="rice"`` and `Zstd`."""
+        return True
+
     # What the author of a codec writes.
 
     @abstractmethod
     def body_size(self, n: int, dtype: str = "float32") -> int:
-        """The exact number of bytes that `n` entries of `dtype` become, header not counted."""
+        """The exact number of bytes that `n` entries of `dtype` become, header not counted.
+
+        `CodecError` from a codec that has no fixed size; see `max_body_size`.
+        """
+
+    def max_body_size(self, n: int, dtype: str = "float32") -> int:
+        """The most bytes that `n` entries of `dtype` can become: `body_size`, if it is fixed."""
+        return self.body_size(n, dtype)
 
     def _encode(self, values: Floats, body: Bytes, dtype: str, step: int) -> None:
         """Write `values` (float32, 1-D, finite, read-only) to `body` (uint8, `body_size` long)."""
@@ -176,6 +190,16 @@ class Codec(ABC):
     def _add(self, body: Bytes, dtype: str, step: int, out: npt.NDArray[Any], scale: float) -> None:
         """``out += scale * decoded``, for a body that passed `_examine`."""
         self._decompress(body, dtype, step, out, True, scale, False)
+
+    # What follows has another meaning only for codecs without a fixed size.
+
+    def _min_body_size(self, n: int, dtype: str) -> int:
+        """The least bytes that a body of `n` entries can have; no memory is taken for one that has fewer."""
+        return self.body_size(n, dtype)
+
+    def _size_in(self, data: Bytes, n: int, dtype: str) -> int:
+        """How many bytes at the start of `data` are a body of `n` entries; `PayloadError` if that cannot be told."""
+        return self.body_size(n, dtype)
 
     # The form of the parameters in a message of many tensors, before the codec meets one; at most 24 bytes.
 
@@ -254,6 +278,25 @@ def check_codec(codec: object) -> Codec:
     raise CodecError(f"codec must be a tersegrad codec such as TopK(density=0.01), not {codec!r}")
 
 
+def check_fixed_size(codec: Codec) -> Codec:
+    """`codec` itself, if the sizes of its bodies are known beforehand."""
+    if not codec.is_fixed_size:
+        raise CodecError(
+            f"{codec} makes bodies of different sizes; where a size must be known beforehand, take indices='auto' or "
+            "'elias-fano' instead of 'rice', and no Zstd"
+        )
+    return codec
+
+
+def check_body_size(codec: Codec, size: int, n: int, dtype: str) -> None:
+    """`PayloadError` unless a body of `n` entries can have `size` bytes."""
+    most = codec.max_body_size(n, dtype)
+    least = most if codec.is_fixed_size else codec._min_body_size(n, dtype)
+    if not least <= size <= most:
+        made = f"{most}" if least == most else f"{least} to {most}"
+        raise PayloadError(f"the body has {size} bytes; {codec} makes {made} of {n} entries")
+
+
 def check_step(step: object) -> int:
     """`step` as the u32 that enters random streams."""
     if not isinstance(step, (int, np.integer)) or step < 0:
@@ -272,6 +315,7 @@ def encode(
     x: View, codec: Codec, body: Bytes, residual: Floats | None, call: Call, checked: bool = False
 ) -> bool:
     """`encode_into` on views. `checked` says that x is known to be finite, which saves a pass over it."""
+    call.body_bytes = body.size
     if residual is not None and not checked and not _core.all_finite(x.array):
         return False
     if codec._compress(x.array, x.dtype, body, residual, call):
@@ -283,6 +327,11 @@ def encode(
             "reset the residual"
         )
     return False
+
+
+def used(body: Bytes, call: Call) -> Bytes:
+    """What `encode` has written of a body."""
+    return body if call.body_bytes == body.size else body[: call.body_bytes].copy()
 
 
 def encode_into(
@@ -359,9 +408,7 @@ def decode_into(
     if dtype not in DTYPE_CODES:
         raise InputError(f"dtype must be one of {', '.join(DTYPE_CODES)}, not {dtype!r}")
     source = bytes_view(body, "body")
-    expected = check_codec(codec).body_size(check_count(target.array.size), dtype)
-    if source.size != expected:
-        raise PayloadError(f"the body has {source.size} bytes; {codec} makes {expected}")
+    check_body_size(check_codec(codec), source.size, check_count(target.array.size), dtype)
     codec._decompress(
         source, dtype, check_step(step), target.array, accumulate, check_scale(scale), False
     )

@@ -131,7 +131,7 @@ class Run:
             bytes_per_step=self._sent(step) / step,
             ratio=dense * step / self._sent(step),
             compress_ms=1000 * stats.get("compress_seconds", 0.0) / step,
-            decompress_ms=1000 * stats.get("decompress_seconds", 0.0) / step,
+            decompress_ms=1000 * stats.get("decode_seconds", 0.0) / step,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
         )
 

@@ -27,5 +27,9 @@ class StateError(TersegradError, ValueError):
     """Saved or distributed state does not fit: unknown keys, wrong shapes, ranks that disagree."""
 
 
+class BudgetError(TersegradError, ValueError):
+    """No codec meets the link, deadline or number of bytes."""
+
+
 class BackendError(TersegradError, RuntimeError):
     """The kernels asked for are not available here."""

@@ -80,19 +80,19 @@ class ErrorFeedback:
         calls, residuals = [], []
         for key, tensor in tensors.items():
             residual, call = self._residuals.get(key), self._calls.get(key)
-            if (
-                call is None
-                or residual is None
-                or residual.shape != tensor.shape
-                or type(residual) is not type(tensor)
-            ):
+            if call is None or residual is None or type(residual) is not type(tensor):
                 self._residual_for(key, view(tensor))
                 residual, call = self._residuals[key], self._calls.setdefault(key, Call())
             calls.append(call)
             residuals.append(residual)
         step = max((call.step for call in calls), default=0)
-        codecs = [self.codec] * len(calls)
-        message = pack(list(tensors.values()), codecs, residuals, self.nonfinite, step, calls)
+        codecs, xs = [self.codec] * len(calls), list(tensors.values())
+        try:
+            message = pack(xs, codecs, residuals, self.nonfinite, step, calls)
+        except InputError:
+            for key, tensor in tensors.items():
+                self._residual_for(key, view(tensor))  # StateError: says whose shape is another
+            raise
         for call in calls:
             call.step = (step + 1) & 0xFFFFFFFF
         self.skipped += len(message.skipped)

@@ -11,12 +11,11 @@ import numpy as np
 from . import _core
 from .api import NonFinite, check_nonfinite
 from .buffers import (
-    DTYPE_CODES,
+    DTYPES,
     Bytes,
-    address_of,
-    check_residual,
     like,
     locate,
+    locate_residuals,
     new_entries,
     output_kind,
     residual_view,
@@ -24,7 +23,7 @@ from .buffers import (
     writable_view,
     zeros_like,
 )
-from .codec import Call, Codec, check_codec, check_scale, check_step, encode
+from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode, used
 from .codecs.native import Native
 from .errors import InputError, NonFiniteError, PayloadError
 from .message import Message, check_all_expected
@@ -67,9 +66,6 @@ def compress_many(
         raise InputError(
             f"{len(tensors)} tensors, {len(codecs)} codecs and {len(kept)} residuals do not pair up"
         )
-    for x, r in zip(tensors, kept, strict=True):
-        if r is not None:
-            check_residual(r, x)
     calls = [Call() for _ in tensors]
     return pack(tensors, codecs, kept, check_nonfinite(nonfinite), check_step(step), calls)
 
@@ -82,22 +78,22 @@ def pack(
     step: int,
     calls: Sequence[Call],
 ) -> Message:
-    """`compress_many` on residuals that were checked, with head starts from the last call on the same tensors."""
+    """`compress_many` on arguments of equal length, with head starts from the last call on the same tensors."""
     distinct = {
         id(codec): codec for codec in codecs
     }  # by identity: hashing a dataclass takes a microsecond
     numbers = {key: number for number, key in enumerate(distinct)}
-    rows, dtypes, shapes, kinds, owners = [], [], [], set(), []
-    for tensor, codec, residual, call in zip(tensors, codecs, residuals, calls, strict=True):
-        address, count, dtype, shape, kind, owner = locate(tensor)
-        kept = 0 if residual is None else address_of(residual)
-        rows.append((numbers[id(codec)], address, count, DTYPE_CODES[dtype], kept, call.last_key))
-        dtypes.append(dtype)
-        shapes.append(shape)
-        kinds.add(kind)
-        owners.append(owner)
-    if len(kinds) > 1:
-        raise InputError("the tensors of one message must be all torch tensors or all NumPy arrays")
+    found = locate(tensors)
+    check_count(max(found.counts, default=0))
+    rows = zip(
+        [numbers[id(codec)] for codec in codecs],
+        found.addresses,
+        found.counts,
+        found.dtypes,
+        locate_residuals(residuals, tensors, found),
+        [call.last_key for call in calls],
+        strict=True,
+    )
     natives = [
         native._native
         for codec in distinct.values()
@@ -107,23 +103,17 @@ def pack(
         body, sizes, finite = _encode_one_by_one(tensors, codecs, residuals, nonfinite, step, calls)
     else:
         body, sizes, finite, keys = _core.encode_many(
-            natives, rows, step, nonfinite == "reset", nonfinite == "error"
+            natives, list(rows), step, nonfinite == "reset", nonfinite == "error"
         )
         for call, key, ok in zip(calls, keys, finite, strict=True):
             call.last_key = key if ok else 0
     skipped = [position for position, ok in enumerate(finite) if not ok]
     if skipped:
-        _settle_non_finite(skipped, tensors, codecs, residuals, nonfinite, step, body, sizes)
-    return Message(
-        codecs,
-        dtypes,
-        shapes,
-        body,
-        sizes,
-        kinds.pop() if kinds else "numpy",
-        step,
-        skipped,
-    )
+        body, sizes = _settle_non_finite(
+            skipped, tensors, codecs, residuals, nonfinite, step, body, sizes
+        )
+    dtypes = [DTYPES[code] for code in found.dtypes]
+    return Message(codecs, dtypes, found.shapes, body, sizes, found.kind, step, skipped)
 
 
 def _encode_one_by_one(
@@ -139,21 +129,20 @@ def _encode_one_by_one(
     kept = [
         None if r is None else residual_view(r, x) for r, x in zip(residuals, views, strict=True)
     ]
-    sizes = [c.body_size(x.array.size, x.dtype) for c, x in zip(codecs, views, strict=True)]
-    body = np.empty(sum(sizes), np.uint8)
     finite = [nonfinite == "reset" or _core.all_finite(x.array) for x in views]
+    parts = [np.empty(0, np.uint8) for _ in views]
     if nonfinite == "error" and not all(finite):
-        return body, sizes, finite
-    start = 0
-    for position, (x, codec, residual, size, call) in enumerate(
-        zip(views, codecs, kept, sizes, calls, strict=True)
+        return parts[0], [0] * len(parts), finite
+    for position, (x, codec, residual, call) in enumerate(
+        zip(views, codecs, kept, calls, strict=True)
     ):
         if finite[position]:
             call.step = step
-            part = body[start : start + size]
+            part = np.empty(codec.max_body_size(x.array.size, x.dtype), np.uint8)
             finite[position] = encode(x, codec, part, residual, call, checked=True)
-        start += size
-    return body, sizes, finite
+            if finite[position]:
+                parts[position] = used(part, call)
+    return np.concatenate(parts), [part.size for part in parts], finite
 
 
 def _settle_non_finite(
@@ -165,7 +154,8 @@ def _settle_non_finite(
     step: int,
     body: Bytes,
     sizes: Sequence[int],
-) -> None:
+) -> tuple[Bytes, list[int]]:
+    """The body with zeros in the places of the skipped tensors, which have no bytes in it yet."""
     sums = [] if nonfinite == "reset" else [p for p in skipped if _is_finite(tensors[p])]
     if sums:
         raise InputError(
@@ -173,12 +163,13 @@ def _settle_non_finite(
             "exceeds float32; reset the residuals of this call"
         )
     if nonfinite == "skip":
-        starts = np.cumsum([0, *sizes], dtype=np.int64)
+        parts = np.split(body, np.cumsum(sizes, dtype=np.int64)[:-1])
         for position in skipped:
-            zeros = zeros_like(view(tensors[position]))
-            part = body[starts[position] : starts[position] + sizes[position]]
-            encode(zeros, codecs[position], part, None, Call(step))
-        return
+            zeros, codec, call = zeros_like(view(tensors[position])), codecs[position], Call(step)
+            part = np.empty(codec.max_body_size(zeros.array.size, zeros.dtype), np.uint8)
+            encode(zeros, codec, part, None, call)
+            parts[position] = used(part, call)
+        return np.concatenate(parts), [part.size for part in parts]
     if nonfinite == "reset":
         for position in skipped:
             residual = residuals[position]

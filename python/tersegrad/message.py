@@ -145,7 +145,7 @@ class Message:
         verify_checksum(data, _HEAD.size, "message")
         reader = _Reader(data, body_bytes)
         codecs = [read_codec_entry(reader.take(CODEC_ENTRY.size)) for _ in range(codec_count)]
-        used, dtypes, shapes, sizes = [], [], [], []
+        used, dtypes, shapes = [], [], []
         for position in range(count):
             number, dtype_code, rank, zero = _TENSOR.unpack(reader.take(_TENSOR.size))
             if number >= codec_count or dtype_code not in DTYPES or rank > MAX_RANK or zero:
@@ -158,16 +158,19 @@ class Message:
             used.append(codecs[number])
             dtypes.append(DTYPES[dtype_code])
             shapes.append(shape)
-            sizes.append(codecs[number].body_size(math.prod(shape), DTYPES[dtype_code]))
         if list(dict.fromkeys(used)) != codecs:
             raise PayloadError(
                 "the codec table does not list each codec once, in the order of their first use"
             )
-        if reader.left != 0 or sum(sizes) != body_bytes:
-            raise PayloadError(f"the bodies have {body_bytes} bytes; the tables make {sum(sizes)}")
         if expect is not None:
             check_all_expected(shapes, dtypes, expect)
         bodies = data[data.size - body_bytes :]
+        sizes, start = [], 0
+        for codec, dtype, shape in zip(used, dtypes, shapes, strict=True):
+            sizes.append(codec._size_in(bodies[start:], math.prod(shape), dtype))
+            start += sizes[-1]
+        if reader.left != 0 or start != body_bytes:
+            raise PayloadError(f"the bodies have {body_bytes} bytes; the tables make {start}")
         kind: Kind = "torch" if is_tensor(buffer) else "numpy"
         return cls(used, dtypes, shapes, bodies, sizes, kind, step)
 

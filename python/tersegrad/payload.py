@@ -19,7 +19,7 @@ from .buffers import (
     like,
     view,
 )
-from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, codec_by_id
+from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, check_body_size, codec_by_id
 from .errors import CodecError, PayloadError
 
 if TYPE_CHECKING:
@@ -159,11 +159,7 @@ class Payload:
             check_expected(shape, dtype, expect)
         n = math.prod(shape)
         codec, step = _read_parameters(codec_id, params, n)
-        expected = codec.body_size(n, dtype)
-        if body_bytes != expected:
-            raise PayloadError(
-                f"the body has {body_bytes} bytes; {codec} on shape {shape} makes {expected}"
-            )
+        check_body_size(codec, body_bytes, n, dtype)
         return cls(
             codec, dtype, shape, data[start:], "torch" if is_tensor(buffer) else "numpy", step
         )

@@ -1,8 +1,9 @@
 // libFuzzer target of everything that reads a body of a stranger: `make fuzz`.
 //
 // An input states a codec or an index form and some sizes, then holds bytes. They are cut or filled to the size that is
-// computed from the rest, as every caller does, and copied to memory of exactly that size, so that the sanitizers see a
-// read beyond it. Beyond memory safety the target checks the laws that callers rely on.
+// computed from the rest, as every caller does, or cut to the most that it can be where it is not fixed. They are
+// copied to memory of exactly that size, so that the sanitizers see a read beyond it. Beyond memory safety the target
+// checks the laws that callers rely on.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -29,7 +30,9 @@ class Input {
     uint32_t low = byte();
     return low | byte() << 8;
   }
-  std::vector<uint8_t> rest(size_t size) {
+  // So many bytes; at most so many, unless the size is fixed.
+  std::vector<uint8_t> rest(size_t size, bool fixed) {
+    if (!fixed) size = std::min(size, left_);
     std::vector<uint8_t> body(size);
     if (size > 0 && left_ > 0) memcpy(body.data(), data_, std::min(left_, size));
     return body;
@@ -43,18 +46,19 @@ class Input {
 // A stream of few indices below any n: what is accepted is ascending and below n, reads the same in pieces, and is the
 // only stream of these indices.
 void try_index(Input& input, uint32_t head) {
-  const auto form = static_cast<IndexForm>(1 + (head >> 1) % 3);
+  const bool rice = (head >> 4 & 7) == 7;
+  const IndexForm form = rice ? IndexForm::rice : static_cast<IndexForm>(1 + (head >> 1) % 3);
   uint64_t n = input.word();
-  if (form == IndexForm::elias_fano) n |= uint64_t{input.word()} << 16;
+  if (form == IndexForm::elias_fano || rice) n |= uint64_t{input.word()} << 16;
   if (form == IndexForm::u16) n <<= head >> 3 & 7;
   if (form == IndexForm::bitmap) n %= 4096;
   const size_t k = std::min<size_t>(input.byte(), n);
-  const size_t piece = 1 + (head >> 4);
-  const std::vector<uint8_t> stream = input.rest(index_stream_bytes(form, n, k));
+  const size_t piece = rice ? kRiceGroup * (1 + (head >> 7)) : 1 + (head >> 4);
+  const std::vector<uint8_t> stream = input.rest(index_stream_bytes(form, n, k), is_fixed_size(form));
 
   std::vector<uint32_t> index(k), pieces(k);
-  const Fault fault = index::decode(form, stream.data(), n, k, index.data());
-  index::Reader reader(form, stream.data(), n, k);
+  const Fault fault = index::decode(form, stream.data(), stream.size(), n, k, index.data());
+  index::Reader reader(form, stream.data(), stream.size(), n, k);
   Fault later = reader.start();
   for (size_t j = 0; j < k && later == nullptr; j += piece) {
     size_t count = std::min(piece, k - j);
@@ -69,8 +73,8 @@ void try_index(Input& input, uint32_t head) {
     require(index[j] == pieces[j], "pieces hold what the whole holds");
   }
   if (stream.empty()) return;
-  std::vector<uint8_t> again(stream.size());
-  index::encode(form, index.data(), n, k, again.data());
+  std::vector<uint8_t> again(index_stream_bytes(form, n, k));
+  again.resize(index::encode(form, index.data(), n, k, again.data()));
   require(again == stream, "the stream is the one that an encoder writes");
 }
 
@@ -78,12 +82,13 @@ Codec read_codec(Input& input, size_t n) {
   Codec codec;
   const uint32_t choice = input.byte(), shape = input.byte();
   codec.selection = static_cast<Codec::Selection>(choice & 3);
-  codec.form = static_cast<int>(choice >> 2 & 3);
-  codec.values.kind = static_cast<ValueCodec::Kind>(choice >> 4 & 3);
+  codec.form = static_cast<int>(shape & 16 ? IndexForm::rice : static_cast<IndexForm>(choice >> 2 & 3));
+  codec.values.kind = shape & 32 ? ValueCodec::Kind::ternary : static_cast<ValueCodec::Kind>(choice >> 4 & 3);
   codec.values.wire = static_cast<DType>(1 + (choice >> 6) % 3);
   const size_t block_size = size_t{64} << (shape & 3) * 2;  // 64 to 4096
   codec.values.quantized = {8 >> (shape >> 2) % 3, block_size};
   codec.values.signs = {block_size};
+  codec.values.digits = {block_size};
   codec.k = 1 + input.word() % (n + 1);
   if (codec.selection == Codec::Selection::chunks) {
     codec.chunk = 1 + input.word() % 4096;
@@ -103,23 +108,29 @@ void try_body(Input& input, uint32_t head) {
   const auto dtype = static_cast<DType>(1 + (head >> 5) % 3);
   const uint32_t step = head;
   const Codec codec = read_codec(input, n);
-  const std::vector<uint8_t> body = input.rest(codec.body_bytes(n, dtype));
+  const std::vector<uint8_t> body = input.rest(codec.body_bytes(n, dtype), codec.is_fixed_size());
+  const size_t size = body.size();
 
   Extent extent;
-  const Fault fault = codec.check(body.data(), dtype, n);
-  const Fault examined = codec.examine(body.data(), dtype, n, step, extent);
+  const Fault fault = codec.check(body.data(), size, dtype, n);
+  const Fault examined = codec.examine(body.data(), size, dtype, n, step, extent);
   require((fault == nullptr) == (examined == nullptr), "check and examine refuse the same bodies");
 
   constexpr float kBefore = 2.5f, kScale = 0.5f;
   std::vector<float> decoded(n, kBefore), sums(n, kBefore);
   const Output out{decoded.data(), DType::float32, n, false, 1.0f};
-  require(fault == codec.decode(body.data(), dtype, step, out, false), "decode finds what check finds");
-  const Fault late = codec.add(body.data(), dtype, step, {sums.data(), DType::float32, n, true, kScale});
+  require(fault == codec.decode(body.data(), size, dtype, step, out, false), "decode finds what check finds");
+  const Fault late = codec.add(body.data(), size, dtype, step, {sums.data(), DType::float32, n, true, kScale});
   if (fault != nullptr) {
     for (float value : decoded) require(value == kBefore, "a refused body leaves the output as it was");
     return;
   }
   require(late == nullptr, "add takes what examine took");
+  if (!codec.is_fixed_size()) {
+    size_t stream;
+    require(codec.measure_stream(body.data(), size, n, &stream) == nullptr, "an accepted stream can be measured");
+    require(stream + codec.values.body_bytes(codec.survivors(n), dtype) == size, "a body ends where it is measured");
+  }
   uint32_t largest = 0;
   for (size_t i = 0; i < n; ++i) {
     largest = std::max(largest, key_of(decoded[i]));

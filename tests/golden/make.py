@@ -57,6 +57,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "randomk": ("RandomK", {"k": 50, "seed": 0xFEDCBA9876543210}),
     "randomk-quantize-4": ("RandomK", {"k": 111, "seed": 5, "values": ("Quantize", {"bits": 4})}),
+    "ternary": ("Ternary", {}),
+    "ternary-threshold": ("Ternary", {"block_size": 64, "threshold": 0.7}),
+    "topk-rice": ("TopK", {"k": 61, "indices": "rice"}),
+    "topk-rice-ternary": (
+        "TopK",
+        {"k": 150, "values": ("Ternary", {"block_size": 64}), "indices": "rice"},
+    ),
+    "chunktopk-rice": (
+        "ChunkTopK",
+        {"k": 7, "chunk": 100, "values": ("Quantize", {"bits": 4}), "indices": "rice"},
+    ),
 }  # fmt: skip
 
 

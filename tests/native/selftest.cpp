@@ -321,6 +321,16 @@ std::vector<Codec> quantize_codecs() {
   return {dense(quantized(4, 64, false)),  dense(quantized(4, 320, true)),  dense(quantized(8, 256, false)),
           dense(quantized(8, 1024, true)), dense(quantized(2, 256, false)), dense(quantized(2, 65536, true))};
 }
+ValueCodec ternary_digits(size_t block_size, float threshold) {
+  ValueCodec values;
+  values.kind = Kind::ternary;
+  values.digits = {block_size};
+  values.threshold = threshold;
+  return values;
+}
+std::vector<Codec> ternary_codecs() {
+  return {dense(ternary_digits(64, 0)), dense(ternary_digits(320, 0.7f)), dense(ternary_digits(1024, 1.5f))};
+}
 std::vector<Codec> sign_codecs() { return {dense(signs(64)), dense(signs(320)), dense(signs(1024))}; }
 std::vector<Codec> topk_codecs() {
   return {sparse(Selection::topk, 0.01, 0, quantized(4, 256, false)),
@@ -334,6 +344,10 @@ std::vector<Codec> index_codecs() {
   return {sparse(Selection::random, 0.01, 0, kPlain),  sparse(Selection::random, 0, 7, quantized(8, 64, true)),
           sparse(Selection::topk, 0.03, 0, kPlain, 1), sparse(Selection::topk, 0.03, 0, kPlain, 2),
           sparse(Selection::topk, 0.03, 0, kPlain, 3), sparse(Selection::topk, 0.3, 0, kPlain, 1)};
+}
+std::vector<Codec> rice_codecs() {
+  return {sparse(Selection::topk, 0.01, 0, kPlain, 4), sparse(Selection::topk, 0.3, 0, ternary_digits(64, 0), 4),
+          sparse(Selection::chunks, 0, 3, quantized(4, 64, false), 4)};
 }
 
 // What top-k and scales can meet: ordinary values, few distinct ones, ascending ones, equal ones, zeros.
@@ -351,16 +365,20 @@ void hash_codec(Hash& hash, const Codec& codec, const Tensor& x, bool with_resid
   const size_t n = x.count;
   Floats residual = finite_floats(n, 2);
   Bytes body(codec.body_bytes(n, x.dtype));
+  size_t used;
   Outcome outcome =
-      codec.encode(x.entries(), with_residual ? residual.data() : nullptr, x.dtype, 3, last_key, body.data());
+      codec.encode(x.entries(), with_residual ? residual.data() : nullptr, x.dtype, 3, last_key, body.data(), used);
   hash.add(outcome == Outcome::ok);
+  body.resize(used);
+  body.shrink_to_fit();
   hash.add(body);
   hash.add(residual);
   for (DType dtype : kAllDTypes) {
     if (!is_short(n) && dtype != x.dtype) continue;
     for (bool accumulate : {false, true}) {
       Tensor out(dtype, finite_floats(n, 5));
-      Fault fault = codec.decode(body.data(), x.dtype, 3, out.output(accumulate, accumulate ? -0.37f : 1.0f), false);
+      Fault fault =
+          codec.decode(body.data(), used, x.dtype, 3, out.output(accumulate, accumulate ? -0.37f : 1.0f), false);
       hash.add(fault == nullptr);
       hash.add(out.bytes);
     }
@@ -420,7 +438,9 @@ int main() {
                              {"topk", topk_family, topk_codecs()},
                              {"quantize", quantize_family, quantize_codecs()},
                              {"sign", sign_family, sign_codecs()},
+                             {"ternary", nullptr, ternary_codecs()},
                              {"index", nullptr, index_codecs()},
+                             {"rice", nullptr, rice_codecs()},
                              {"crc", crc_family, {}}};
   for (const Family& family : families) {
     const uint64_t expected = hash_of(family, *available().back());  // scalar, by the definitions

@@ -5,6 +5,18 @@ from .chunk_topk import ChunkTopK
 from .quantize import Quantize
 from .random_k import RandomK
 from .sign import Sign
+from .ternary import Ternary
 from .topk import TopK
+from .zstd import Zstd
 
-__all__ = ["Cast", "ChunkTopK", "Identity", "Quantize", "RandomK", "Sign", "TopK"]
+__all__ = [
+    "Cast",
+    "ChunkTopK",
+    "Identity",
+    "Quantize",
+    "RandomK",
+    "Sign",
+    "Ternary",
+    "TopK",
+    "Zstd",
+]

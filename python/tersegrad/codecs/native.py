@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import _core
 from ..buffers import DTYPE_CODES, Bytes, Floats
-from ..codec import Call, Codec
+from ..codec import Call, Codec, check_fixed_size
 from ..errors import InputError
 
 
@@ -30,16 +30,24 @@ class Native(Codec):
         return self._make_native()
 
     def body_size(self, n: int, dtype: str = "float32") -> int:
+        check_fixed_size(self)
+        return self.max_body_size(n, dtype)
+
+    def max_body_size(self, n: int, dtype: str = "float32") -> int:
         if dtype not in DTYPE_CODES or not isinstance(n, (int, np.integer)) or n < 0:
             raise InputError(
                 f"body_size takes a count of entries and one of {', '.join(DTYPE_CODES)}, not {n!r} and {dtype!r}"
             )
         return self._native.body_bytes(n, DTYPE_CODES[dtype])
 
+    def _value_bytes(self, n: int, dtype: str) -> int:
+        """Bytes of the values, which end every body; in sparse codecs an index stream may come before them."""
+        return self.body_size(n, dtype)
+
     def _compress(
         self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, call: Call
     ) -> bool:
-        finite, call.last_key = self._native.encode(
+        finite, call.last_key, call.body_bytes = self._native.encode(
             x, residual, DTYPE_CODES[dtype], call.step, call.last_key, body
         )
         return finite

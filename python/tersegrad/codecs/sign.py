@@ -9,7 +9,8 @@ from .. import _core
 from .check import check_block_size
 from .native import Dense
 
-_PARAMS = struct.Struct("<BH")
+#: Zero and the block size in units of 64 entries; `Ternary` has the same.
+PARAMS = struct.Struct("<BH")
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class Sign(Dense, id=4):
         check_block_size("Sign", self.block_size)
 
     def _params(self) -> bytes:
-        return _PARAMS.pack(0, self.block_size // 64)
+        return PARAMS.pack(0, self.block_size // 64)
 
     @classmethod
     def _from_params(cls, params: bytes) -> Sign:
-        return cls(block_size=64 * _PARAMS.unpack_from(params)[1])
+        return cls(block_size=64 * PARAMS.unpack_from(params)[1])
 
     def _native_values(self) -> _core.ValueCodec:
         return _core.ValueCodec("sign", block_size=self.block_size)

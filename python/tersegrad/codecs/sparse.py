@@ -20,7 +20,7 @@ from .native import Dense, Native
 Indices = npt.NDArray[np.uint32]
 
 #: Index forms by name, in the order of their wire codes from 1.
-INDEX_FORMS = ("elias-fano", "bitmap", "u16")
+INDEX_FORMS = ("elias-fano", "bitmap", "u16", "rice")
 _IDENTITY = Identity()
 _FLOAT32 = DTYPE_CODES["float32"]
 
@@ -71,6 +71,10 @@ class Sparse(Native):
                 f"{name}: {type(values).__name__} has more than {VALUE_PARAMETER_BYTES} bytes of parameters "
                 "and cannot be a value codec"
             )
+        if not values.is_fixed_size:
+            raise CodecError(
+                f"{name}: a value codec needs a fixed size, which {values} has not; put it around the sparse codec"
+            )
 
     def _value_word(self) -> bytes:
         codec = self._value_codec
@@ -81,17 +85,26 @@ class Sparse(Native):
         cls = codec_by_id(word[0])
         return None if cls is Identity else cls._from_params(word[1:])
 
+    def _value_bytes(self, n: int, dtype: str) -> int:
+        return self._value_codec.body_size(self._native.survivors(n), dtype)
+
+    def _min_body_size(self, n: int, dtype: str) -> int:
+        if self.is_fixed_size:
+            return self.body_size(n, dtype)
+        return self._value_bytes(n, dtype) + (self._native.survivors(n) + 7) // 8
+
+    def _size_in(self, data: Bytes, n: int, dtype: str) -> int:
+        if self.is_fixed_size:
+            return self.body_size(n, dtype)
+        return self._native.measure_stream(data, n) + self._value_bytes(n, dtype)
+
     # What is below serves value codecs from outside.
 
-    def _stream_bytes(self, n: int) -> int:
-        """Bytes before the values: what is left of a body of exact float32 values."""
-        return self._native.body_bytes(n, _FLOAT32) - 4 * self._native.survivors(n)
-
-    def body_size(self, n: int, dtype: str = "float32") -> int:
-        codec = self._value_codec
-        if isinstance(codec, Dense):
-            return super().body_size(n, dtype)
-        return self._stream_bytes(n) + codec.body_size(self._native.survivors(n), dtype)
+    def max_body_size(self, n: int, dtype: str = "float32") -> int:
+        if isinstance(self._value_codec, Dense):
+            return super().max_body_size(n, dtype)
+        exact = 4 * self._native.survivors(n)
+        return self._native.body_bytes(n, _FLOAT32) - exact + self._value_bytes(n, dtype)
 
     def _compress(
         self, x: npt.NDArray[Any], dtype: str, body: Bytes, residual: Floats | None, call: Call
@@ -117,19 +130,21 @@ class Sparse(Native):
         call: Call,
     ) -> bool:
         n = x.size
-        stream = self._stream_bytes(n)
         exact = np.empty(self._native.body_bytes(n, _FLOAT32), np.uint8)
-        finite, call.last_key = self._native.encode(
+        finite, call.last_key, exact_bytes = self._native.encode(
             x, residual, _FLOAT32, call.step, call.last_key, exact
         )
         if not finite:
             return False
-        values = np.frombuffer(exact[stream:].tobytes(), np.float32)
+        stream = exact_bytes - 4 * self._native.survivors(n)
+        call.body_bytes = stream + self._value_bytes(n, dtype)
+        values = np.frombuffer(exact[stream:exact_bytes].tobytes(), np.float32)
         body[:stream] = exact[:stream]
-        codec._compress(values, dtype, body[stream:], None, call)
+        coded = body[stream : call.body_bytes]
+        codec._compress(values, dtype, coded, None, call)
         if residual is not None:
             decoded = np.empty(values.size, np.float32)
-            codec._decompress(body[stream:], dtype, call.step, decoded, False, 1.0, False)
+            codec._decompress(coded, dtype, call.step, decoded, False, 1.0, False)
             _core.settle(residual, self._indices(body[:stream], n, call.step), values, decoded)
         return True
 
@@ -147,22 +162,23 @@ class Sparse(Native):
         if isinstance(codec, Dense):
             super()._decompress(body, dtype, step, out, accumulate, scale, blank)
             return
-        stream = self._stream_bytes(n)
+        stream = body.size - self._value_bytes(n, dtype)
         values = np.empty(self._native.survivors(n), np.float32)
         codec._decompress(body[stream:], dtype, step, values, False, 1.0, False)
         exact = np.concatenate((body[:stream], values.view(np.uint8)))
         self._native.decode(exact, _FLOAT32, step, out, accumulate, scale, blank)
 
     def _check(self, body: Bytes, n: int, dtype: str, step: int) -> None:
-        codec, stream = self._value_codec, self._stream_bytes(n)
+        codec = self._value_codec
         if isinstance(codec, Dense):
             super()._check(body, n, dtype, step)
             return
+        stream = body.size - self._value_bytes(n, dtype)
         self._indices(body[:stream], n, step)
         codec._check(body[stream:], self._native.survivors(n), dtype, step)
 
     def _examine(self, body: Bytes, n: int, dtype: str, step: int) -> tuple[float, float]:
-        codec, stream = self._value_codec, self._stream_bytes(n)
+        codec, stream = self._value_codec, body.size - self._value_bytes(n, dtype)
         if isinstance(codec, Dense):
             return super()._examine(body, n, dtype, step)
         self._indices(body[:stream], n, step)
@@ -180,6 +196,10 @@ class Indexed(Sparse):
 
     indices: str
     _WIRE: ClassVar[struct.Struct] = struct.Struct("<IB3s4sI")  # k, form, zeros, value word, chunk
+
+    @property
+    def is_fixed_size(self) -> bool:
+        return self.indices != "rice"
 
     def _check_indices(self) -> None:
         check_choice(type(self).__name__, "indices", self.indices, ("auto", *INDEX_FORMS))

@@ -26,8 +26,10 @@ class TopK(Indexed, id=5):
         How many to keep; all, where there are fewer.
     values : Codec, optional
         How the kept values travel: `Quantize`, `Cast`, `Sign`, or as they are.
-    indices : {"auto", "elias-fano", "bitmap", "u16"}
-        How the indices travel; ``"auto"`` takes the smallest.
+    indices : {"auto", "elias-fano", "bitmap", "u16", "rice"}
+        How the indices travel; ``"auto"`` takes the smallest of those whose size is known beforehand. ``"rice"`` is smaller still
+        (Golomb 1966; Rice 1979), much so where survivors cluster, as in embeddings: for federated messages and files. `compress`
+        and `compress_many` take it, DDP and `encode_into` do not.
     """
 
     density: float | None = None

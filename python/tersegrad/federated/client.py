@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
-from ..buffers import Bytes, Floats, host_array
-from ..codec import Call, Codec, check_codec, check_step
+from ..buffers import Bytes, Floats
+from ..codec import Call, Codec, check_codec, check_step, used
 from ..codecs.cast import Identity
 from ..errors import CodecError, InputError, NonFiniteError, StateError
-from .layout import Layout, Tensor
+from .layout import Layout, Tensor, arrays_of
 from .message import EXACT, read, write
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Client:
         StateError
             If the residuals are of another layout.
         """
-        arrays = {name: host_array(x, f"tensor {name!r}") for name, x in update.items()}
+        arrays = arrays_of(update, "tensor")
         layout = Layout.of(arrays)
         if base is not None:
             arrays = _differences(arrays, layout, base)
@@ -147,7 +147,8 @@ class Client:
     def _encode(
         self, tensor: Tensor, codec: Codec, x: Floats, call: Call, residuals: dict[str, Floats]
     ) -> Bytes:
-        body = np.empty(codec.body_size(x.size), np.uint8)
+        body = np.empty(codec.max_body_size(x.size), np.uint8)
+        call.body_bytes = body.size
         residual = None
         if self.error_feedback:
             # A copy, so that a failure at a later tensor leaves all residuals as they were.
@@ -158,7 +159,7 @@ class Client:
             raise NonFiniteError(
                 f"tensor {tensor.name!r} and its residual add up to an infinity or NaN"
             )
-        return body
+        return used(body, call)
 
     def _codec_for(self, tensor: Tensor) -> Codec | None:
         if tensor.is_exact:
@@ -208,9 +209,7 @@ class Client:
         try:
             version, step = state["version"], check_step(int(state["step"]))
             layout = Layout.of({n: (tuple(s), d) for n, (d, *s) in state["layout"].items()})
-            kept = {
-                name: host_array(r, f"residual {name!r}") for name, r in state["residuals"].items()
-            }
+            kept = arrays_of(state["residuals"], "residual")
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise StateError(f"not a state of a federated client: {error!r}") from error
         if version != STATE_VERSION:
@@ -233,7 +232,7 @@ def _differences(
     arrays: Mapping[str, npt.NDArray[Any]], layout: Layout, base: Mapping[str, AnyArray]
 ) -> dict[str, npt.NDArray[Any]]:
     """`arrays`, with the floats less those of `base`."""
-    starts = {name: host_array(x, f"base {name!r}") for name, x in base.items()}
+    starts = arrays_of(base, "base")
     other = Layout.of(starts)
     if other != layout:
         raise InputError(f"update and base have other tensors: {layout.difference(other)}")

@@ -6,13 +6,17 @@ import hashlib
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ..buffers import MAX_RANK, host_array
 from ..codec import ENTRY_LIMIT
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..buffers import AnyArray
 
 DIGEST_BYTES = 16
 #: What travels, by its code in a layout's digest: float32 for every float, and integers as they are.
@@ -108,6 +112,15 @@ class Layout(tuple[Tensor, ...]):
         listed = [f"{mine.get(n, f'no {n!r}')} against {theirs.get(n, f'no {n!r}')}" for n in names]
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         return "; ".join(listed[:3]) + more
+
+
+def arrays_of(model: Mapping[str, AnyArray], what: str) -> dict[str, npt.NDArray[Any]]:
+    """The tensors or arrays of a mapping as NumPy arrays."""
+    if not isinstance(model, Mapping):
+        raise InputError(
+            f"{what} must be a mapping from names to arrays, not {type(model).__name__}"
+        )
+    return {name: host_array(x, f"{what} {name!r}") for name, x in model.items()}
 
 
 def _tensor(name: str, value: Any) -> Tensor:

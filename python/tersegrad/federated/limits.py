@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from ..codec import Codec
 from ..codecs.cast import Identity
 from ..codecs.sparse import Sparse
+from ..codecs.zstd import Zstd
 from ..errors import InputError, PayloadError
 
 
@@ -29,8 +31,9 @@ class Limits:
         Largest weight, such as a number of examples. ``max_abs * max_weight`` may not exceed 2**96: in float32, adding 2**96 to a
         sum of 2**122 leaves it as it is, so no number of messages makes it overflow.
     codecs : tuple of Codec classes, optional
-        Those a client may use, for tensors or as value codecs; `Identity`, which tiny tensors need, always. By default all of
-        tersegrad: a codec from elsewhere decodes a stranger's bytes by its author's code, and must be listed.
+        Those a client may use, for tensors or inside of other codecs; `Identity`, which tiny tensors need, always. By default all of
+        tersegrad but `Zstd`. That one takes memory of several times a tensor's body, and a codec from elsewhere decodes a stranger's
+        bytes by its author's code: both must be listed.
     """
 
     max_bytes: int | None = None
@@ -56,10 +59,11 @@ class Limits:
             )
 
     def check_codec(self, codec: Codec) -> None:
-        """`PayloadError` unless a client may use a codec and its value codec."""
-        for one in (codec, codec._value_codec) if isinstance(codec, Sparse) else (codec,):
+        """`PayloadError` unless a client may use a codec and those inside of it."""
+        for one in _nested(codec):
             cls = type(one)
-            if cls.id >= 128 if self.codecs is None else cls not in (Identity, *self.codecs):
+            by_default = cls.id < 128 and cls is not Zstd
+            if not (by_default if self.codecs is None else cls in (Identity, *self.codecs)):
                 raise PayloadError(
                     f"codec {cls.__name__} is not among those that the server accepts"
                 )
@@ -70,3 +74,12 @@ class Limits:
         if not 0 <= number <= self.max_weight:
             raise PayloadError(f"the weight must be from 0 to {self.max_weight:g}, not {weight!r}")
         return float(np.float32(number))
+
+
+def _nested(codec: Codec) -> Iterator[Codec]:
+    """A codec and those inside of it."""
+    yield codec
+    if isinstance(codec, Sparse):
+        yield codec._value_codec
+    elif isinstance(codec, Zstd):
+        yield from _nested(codec.inner)

@@ -117,7 +117,14 @@ def _read_tables(
         if tensor.is_exact != (number == EXACT):
             raise PayloadError(f"tensor {tensor} does not travel by codec number {number}")
         codec = None if number == EXACT else table[number]
-        size = tensor.nbytes if codec is None else codec.body_size(tensor.size)
+        try:
+            size = (
+                tensor.nbytes
+                if codec is None
+                else codec._size_in(data[at:], tensor.size, "float32")
+            )
+        except PayloadError as error:
+            raise PayloadError(f"tensor {tensor}: {error}") from error
         if size > data.size - at:
             raise PayloadError(f"tensor {tensor}: {data.size - at} of {size} bytes are there")
         codecs.append(codec)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..buffers import Bytes, Floats, host_array
-from ..errors import StateError
-from .layout import Layout, Tensor
+from ..buffers import Bytes, Floats
+from ..errors import InputError, StateError
+from .layout import Layout, Tensor, arrays_of
 from .limits import Limits
 from .message import read
 
@@ -161,10 +161,18 @@ def apply(base: Mapping[str, AnyArray], update: Mapping[str, npt.NDArray[Any]]) 
     -------
     dict of str to numpy.ndarray
         In the dtypes of `base`, float32 for bfloat16, which NumPy lacks. In float16, sums beyond its range become its largest.
+
+    Raises
+    ------
+    InputError
+        If base and update have other names.
     """
-    weights: Arrays = {}
-    for name, x in base.items():
-        start, change = host_array(x, f"tensor {name!r}"), update[name]
+    starts, weights = arrays_of(base, "base"), {}
+    if starts.keys() != update.keys():
+        names = sorted(starts.keys() ^ update.keys())
+        raise InputError(f"tensors {names} are in one of base and update only")
+    for name, start in starts.items():
+        change = update[name]
         if change.dtype == np.float32:
             change = start + change
             if start.dtype == np.float16:

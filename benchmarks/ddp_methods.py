@@ -1,0 +1,110 @@
+"""The rows of ddp.py: ways to reduce gradients, PyTorch's and ours."""
+
+# No `from __future__ import annotations`: DDP compares a hook's annotations with the objects.
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from tersegrad import ChunkTopK, Codec, Quantize, Sign, TopK
+from tersegrad.ddp import CompressionState, MomentumCorrection, Rule, compression_hook
+
+Stats = Callable[[], dict[str, float]]
+#: Gradients of one bucket to their average.
+Reduced = torch.futures.Future[torch.Tensor]
+ONE_BUCKET = 4096  # MB, more than any model here
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row. `install` registers the hook and returns its statistics if it has any."""
+
+    label: str
+    install: Callable[[DistributedDataParallel], Stats | None]
+    bucket_cap_mb: float | None = None  # DDP's default
+    ours: bool = False
+    momentum: bool = False  # the hook has it, the optimizer must not
+
+
+def no_hook(model: DistributedDataParallel) -> None:
+    """DDP's own all-reduce."""
+
+
+def fp16(model: DistributedDataParallel) -> None:
+    model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+
+
+def bfloat16_hook(state: Any, bucket: dist.GradBucket) -> Reduced:
+    """PyTorch's bf16 hook; DDP refuses it on a CPU, by its name alone."""
+    return default_hooks.bf16_compress_hook(state, bucket)
+
+
+def bf16(model: DistributedDataParallel) -> None:
+    model.register_comm_hook(None, bfloat16_hook)
+
+
+def power_sgd(rank: int) -> Method:
+    """In one bucket: with more its second collective aborts on gloo."""
+
+    def install(model: DistributedDataParallel) -> None:
+        state = powerSGD_hook.PowerSGDState(
+            None, matrix_approximation_rank=rank, start_powerSGD_iter=2
+        )
+        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+    return Method(f"PowerSGD rank {rank}", install, ONE_BUCKET)
+
+
+def local_hook(state: None, bucket: dist.GradBucket) -> Reduced:
+    """Every rank keeps its own gradient: what a network without any cost would give."""
+    future: Reduced = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+def noop(model: DistributedDataParallel) -> None:
+    model.register_comm_hook(None, local_hook)
+
+
+def ours(label: str, codec: Codec, **options: Any) -> Method:
+    def install(model: DistributedDataParallel) -> Stats:
+        state = CompressionState(codec, model, **options)
+        model.register_comm_hook(state, compression_hook)
+        return state.stats
+
+    return Method(label, install, ours=True, momentum="momentum" in options)
+
+
+METHODS = {
+    "fp32": Method("float32, no hook", no_hook),
+    "fp16": Method("fp16 hook", fp16),
+    "bf16": Method("bf16 hook", bf16),
+    "powersgd1": power_sgd(1),
+    "powersgd2": power_sgd(2),
+    "powersgd4": power_sgd(4),
+    "topk1": ours("`TopK(0.01, values=Quantize(4))`", TopK(0.01, values=Quantize(4))),
+    "topk1-momentum": ours(
+        "the same, momentum corrected",
+        TopK(0.01, values=Quantize(4)),
+        momentum=MomentumCorrection(0.9),
+    ),
+    "topk1-rules": ours(
+        "the same, the rest in 8 bits",
+        TopK(0.01, values=Quantize(4)),
+        rules=[Rule(Quantize(8), ndim=1)],
+    ),
+    "topk01": ours("`TopK(0.001, values=Quantize(4))`", TopK(0.001, values=Quantize(4))),
+    "chunk": ours(
+        "`ChunkTopK(64, 4096, values=Quantize(4))`", ChunkTopK(64, 4096, values=Quantize(4))
+    ),
+    "q4": ours("`Quantize(4)`", Quantize(4)),
+    "sign": ours("`Sign()`", Sign()),
+    "noop": Method("noop (free network)", noop),
+}
+#: Whose replicas part, and whose loss therefore says nothing.
+WITHOUT_LOSS = ("noop",)

@@ -1,0 +1,215 @@
+"""How the messages of a bucket travel. Each form has a first collective, and what follows it.
+
+`start` is called in the order of the buckets by whoever may issue the first collective: the hook,
+or in a hierarchy the worker. `finish` is called by the worker alone. Both see one `Task`.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from .. import _core
+from ..buffers import bytes_view, view
+from .coding import Coder, Task
+from .groups import Group, all_gather, all_reduce, all_to_all
+from .layout import Layout, Slot
+from .message import ABSENT, NON_FINITE, SENT, read_heads, write_head
+
+
+class Stopwatch:
+    """Seconds since the last look."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def __call__(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+class Dense:
+    """A plain all-reduce of the gradients."""
+
+    def __init__(self, coder: Coder, task: Task) -> None:
+        self.coder, self.task = coder, task
+
+    def start(self, group: Group) -> None:
+        task = self.task
+        self.coder.clip(task)
+        task.buffer.div_(task.layout.world_size)
+        layout = task.layout
+        layout.counters.begin(sent=layout.dense_bytes, received=dense_received_bytes(layout))
+        self.work = all_reduce(group, task.buffer)
+
+    def finish(self, group: Group | None) -> torch.Tensor:
+        task, counters = self.task, self.task.layout.counters
+        watch = Stopwatch()
+        self.work.wait()
+        counters.waited(watch())
+        lost = []
+        if not _all_finite(task.buffer):
+            slots = task.layout.slots
+            lost = [slot for slot in slots if not _all_finite(task.buffer[slot.entries])]
+        mean = self.coder.finish(task, lost)
+        counters.add(decode_seconds=watch())
+        return mean
+
+
+class AllGather:
+    """Every rank sends its message to every other. Each receives W - 1 messages."""
+
+    def __init__(self, coder: Coder, task: Task) -> None:
+        self.coder, self.task = coder, task
+
+    def start(self, group: Group) -> None:
+        task, counters = self.task, self.task.layout.counters
+        watch = Stopwatch()
+        size, world_size = task.layout.message_bytes, task.layout.world_size
+        task.own = self._bytes("own", size)
+        self.gathered = self._bytes("gathered", world_size * size)
+        self.coder.encode(task)
+        counters.add(compress_seconds=watch())
+        counters.begin(sent=size, received=(world_size - 1) * size)
+        self.work = all_gather(group, self.gathered, task.own)
+
+    def finish(self, group: Group | None) -> torch.Tensor:
+        task, counters = self.task, self.task.layout.counters
+        watch = Stopwatch()
+        self.work.wait()
+        counters.waited(watch())
+        messages = self.gathered.view(task.layout.world_size, -1)
+        marks = heads_of(task, messages)
+        lost, bodies = lost_in(task, marks), [bytes_view(m, "message") for m in messages]
+        for slot, piece in task.layout.sections[0].pieces:
+            if slot in lost:
+                continue
+            mean = task.buffer[piece.entries]
+            total = mean
+            if mean.dtype != torch.float32:
+                total = self._floats(task.layout)[: mean.numel()]
+            pairs = [(mark[slot.index], body) for mark, body in zip(marks, bodies, strict=True)]
+            self.coder.add_up(task, slot, piece, pairs, total)
+            if total is not mean:
+                mean.copy_(total)
+        result = self.coder.finish(task, lost)
+        counters.add(decode_seconds=watch())
+        return result
+
+    def _bytes(self, name: str, size: int) -> torch.Tensor:
+        layout = self.task.layout
+        return self.coder.scratch.take(layout.index, name, size, torch.uint8, layout.device)
+
+    def _floats(self, layout: Layout) -> torch.Tensor:
+        """Where half precision is summed."""
+        n = max(piece.part.stop - piece.part.start for s in layout.slots for piece in s.pieces)
+        return self.coder.scratch.take(layout.index, "total", n, torch.float32, layout.device)
+
+
+class TwoStep(AllGather):
+    """Every rank owns parts of the parameters: it gets all bodies of them, adds them up and sends
+    the mean on, compressed again with a residual of its own. Each receives about two messages.
+    """
+
+    def start(self, group: Group) -> None:
+        task, counters = self.task, self.task.layout.counters
+        layout = task.layout
+        watch = Stopwatch()
+        task.own = self._bytes("own", layout.message_bytes)
+        mine = layout.sections[layout.rank].size
+        self.received = self._bytes("received", layout.world_size * mine)
+        self.coder.encode(task)
+        counters.add(compress_seconds=watch())
+        counters.begin(sent=layout.message_bytes, received=(layout.world_size - 1) * mine)
+        sizes = [section.size for section in layout.sections]
+        self.work = all_to_all(group, self.received, task.own, [mine] * layout.world_size, sizes)
+
+    def finish(self, group: Group | None) -> torch.Tensor:
+        task, layout, counters = self.task, self.task.layout, self.task.layout.counters
+        watch = Stopwatch()
+        self.work.wait()
+        counters.waited(watch())
+        messages = self.received.view(layout.world_size, -1)
+        marks = heads_of(task, messages)
+        lost = lost_in(task, marks)
+        means = self._bytes("means", layout.world_size * layout.section_bytes)
+        own = self._bytes("own mean", layout.section_bytes)
+        self._send_on(own, messages, marks, lost)
+        counters.add(compress_seconds=watch())
+        counters.begin(sent=own.numel(), received=(layout.world_size - 1) * own.numel())
+        all_gather(group, means, own).wait()
+        counters.waited(watch())
+        result = self._decode(means.view(layout.world_size, -1), lost)
+        counters.add(decode_seconds=watch())
+        return result
+
+    def _send_on(
+        self, own: torch.Tensor, messages: torch.Tensor, marks: list[bytes], lost: list[Slot]
+    ) -> None:
+        task, layout = self.task, self.task.layout
+        fates = bytearray([ABSENT]) * len(layout.slots)
+        try:
+            bodies, out = [bytes_view(m, "message") for m in messages], bytes_view(own, "message")
+            for slot, piece in layout.sections[layout.rank].pieces:
+                pairs = [(mark[slot.index], body) for mark, body in zip(marks, bodies, strict=True)]
+                if slot in lost or all(mark == ABSENT for mark, _ in pairs):
+                    continue
+                total = self._floats(layout)[: piece.part.stop - piece.part.start]
+                self.coder.add_up(task, slot, piece, pairs, total)
+                fates[slot.index] = self.coder.send_on(task, slot, piece, total, out)
+        except Exception as error:
+            task.failure = f"{type(error).__name__}: {error}"
+        failed = task.failure is not None
+        write_head(own, layout.checksum, task.step, bytes(fates), failed)
+
+    def _decode(self, means: torch.Tensor, lost: list[Slot]) -> torch.Tensor:
+        task, layout = self.task, self.task.layout
+        fates = heads_of(task, means)
+        lost = [*lost, *(slot for slot in lost_in(task, fates) if slot not in lost)]
+        target = view(task.buffer)
+        for section, fate, mean in zip(layout.sections, fates, means, strict=True):
+            body = bytes_view(mean, "message")
+            for slot, piece in section.pieces:
+                if fate[slot.index] == SENT:
+                    slot.codec._decompress(
+                        body[piece.body],
+                        layout.dtype,
+                        task.random_step,
+                        target.array[piece.entries],
+                        False,
+                        1.0,
+                        False,
+                    )
+                else:
+                    task.buffer[piece.entries].zero_()
+        return self.coder.finish(task, lost)
+
+
+EXCHANGES: dict[str, Any] = {"dense": Dense, "all_gather": AllGather, "two_step": TwoStep}
+
+
+def dense_received_bytes(layout: Layout) -> int:
+    """What a rank gets in a ring all-reduce of a bucket."""
+    return 2 * layout.dense_bytes * (layout.world_size - 1) // layout.world_size
+
+
+def heads_of(task: Task, messages: torch.Tensor) -> list[bytes]:
+    layout = task.layout
+    rows = list(messages)
+    return read_heads(rows, len(layout.slots), layout.checksum, task.step, task.failure)
+
+
+def lost_in(task: Task, marks: list[bytes]) -> list[Slot]:
+    """The parameters that some rank could not send because they are not finite."""
+    return [
+        slot for slot in task.layout.slots if any(mark[slot.index] == NON_FINITE for mark in marks)
+    ]
+
+
+def _all_finite(values: torch.Tensor) -> bool:
+    if values.device.type == "cpu":
+        return _core.all_finite(view(values).array)
+    return bool(values.isfinite().all())

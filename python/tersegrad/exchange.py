@@ -1,0 +1,219 @@
+"""Messages between ranks that know the layout beforehand: what `fsdp` and `outer` share.
+
+| size | what |
+|---|---|
+| 16 | magic `54 47 58 01`, u32 layout checksum, u32 step, u8 failed, three zeros |
+| 1 per part | FINITE or NON_FINITE |
+| the rest | the parts' bodies in order, as their codecs write them |
+
+Every size is arithmetic, so no rank tells another its own. What one rank could not do travels in
+the head: all ranks read the same heads, so all of them raise or none does.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .codec import Codec, check_codec, check_fixed_size, decode_into, encode_into
+from .codecs import Identity, Quantize
+from .errors import InputError, StateError
+
+HEAD = struct.Struct("<4sIIB3x")
+MAGIC = b"TGX\x01"
+FINITE, NON_FINITE = 0, 1
+DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+Rules = Mapping[str, Codec]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which codec a parameter gets.
+
+    Parameters
+    ----------
+    codec : Codec
+        For parameters of two or more dimensions and at least `min_size` entries. The others travel
+        dense, exactly.
+    rules : mapping of str to Codec
+        Shell patterns of parameter names; the first that matches decides, whatever the size.
+    min_size : int
+    """
+
+    codec: Codec
+    rules: Rules
+    min_size: int
+
+    def __post_init__(self) -> None:
+        check_fixed_size(check_codec(self.codec))
+        if not isinstance(self.rules, Mapping):
+            raise InputError(f"rules must map name patterns to codecs, not {self.rules!r}")
+        for pattern, codec in self.rules.items():
+            if not isinstance(pattern, str):
+                raise InputError(f"a rule's pattern must be a string, not {pattern!r}")
+            check_fixed_size(check_codec(codec))
+        check_whole("min_size", self.min_size, 0)
+        object.__setattr__(self, "rules", dict(self.rules))  # the caller's may change
+
+    def of(self, name: str, shape: Sequence[int], n: int) -> Codec:
+        for pattern, codec in self.rules.items():
+            if fnmatchcase(name, pattern):
+                return codec
+        large = len(shape) >= 2 and n >= max(1, self.min_size)
+        return self.codec if large else Identity()
+
+    def checksum(self) -> int:
+        rules = [(pattern, codec.to_dict()) for pattern, codec in self.rules.items()]
+        return checksum_of(self.codec.to_dict(), rules, self.min_size)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some entries of a parameter, and their place in a message."""
+
+    name: str
+    codec: Codec
+    encoder: Codec  # `codec` with this rank's own rounding noise
+    n: int
+    body: slice
+
+
+class Layout:
+    """The parts of a message: (name, codec, entries) each, all of one dtype."""
+
+    def __init__(self, parts: Sequence[tuple[str, Codec, int]], dtype: str, rank: int) -> None:
+        start = HEAD.size + len(parts)
+        self.parts: list[Part] = []
+        for name, codec, n in parts:
+            end = start + codec.body_size(n, dtype)
+            self.parts.append(Part(name, codec, own_noise(codec, rank), n, slice(start, end)))
+            start = end
+        self.nbytes = start
+        sizes = [(part.name, part.codec.to_dict(), part.body.stop) for part in self.parts]
+        self.checksum = checksum_of(dtype, sizes)
+
+
+def write(
+    layouts: Sequence[Layout],
+    messages: Sequence[torch.Tensor],
+    values: Sequence[Sequence[torch.Tensor]],
+    residuals: Sequence[Sequence[torch.Tensor | None]],
+    step: int,
+) -> str | None:
+    """Write this rank's messages, which hold parts of the same parameters.
+
+    A parameter that is not finite in one message is marked in all. Returns what went wrong, if
+    anything did; the messages say so too.
+    """
+    marks = bytearray(len(layouts[0].parts))
+    failure = None
+    try:
+        for layout, message, xs, rs in zip(layouts, messages, values, residuals, strict=True):
+            for index, (part, x, residual) in enumerate(zip(layout.parts, xs, rs, strict=True)):
+                body = message[part.body]
+                if not encode_into(x, part.encoder, body, residual=residual, step=step % 2**32):
+                    marks[index] = NON_FINITE
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    for layout, message in zip(layouts, messages, strict=True):
+        head = HEAD.pack(MAGIC, layout.checksum, step % 2**32, failure is not None) + marks
+        message[: len(head)].copy_(torch.frombuffer(bytearray(head), dtype=torch.uint8))
+    return failure
+
+
+def read_marks(
+    layout: Layout, messages: torch.Tensor, step: int, failure: str | None
+) -> list[bytes]:
+    """The marks of every rank's message; `messages` has one row per rank."""
+    marks = []
+    heads: list[list[int]] = messages[:, : HEAD.size + len(layout.parts)].tolist()
+    for rank, numbers in enumerate(heads):
+        head = bytes(numbers)
+        magic, checksum, sent_step, failed = HEAD.unpack_from(head)
+        if failed:
+            reason = failure or "its own error says why"
+            raise StateError(f"rank {rank} of the group could not compress: {reason}")
+        if (magic, checksum, sent_step) != (MAGIC, layout.checksum, step % 2**32):
+            raise StateError(
+                f"rank {rank} of the group sent layout {checksum:08x} of step {sent_step}, this "
+                f"rank expects layout {layout.checksum:08x} of step {step}: give every rank the "
+                "same arguments and the checkpoint of the same step"
+            )
+        marks.append(head[HEAD.size :])
+    return marks
+
+
+def add_all(
+    messages: Iterable[torch.Tensor],
+    part: Part,
+    total: torch.Tensor,
+    dtype: str,
+    step: int,
+    scale: float,
+) -> None:
+    """Add `scale` times a part of each message to `total`, in float32, in the order given.
+
+    All ranks that add in the same order get the same bits.
+    """
+    for message in messages:
+        decode_into(
+            message[part.body],
+            part.codec,
+            total,
+            dtype=dtype,
+            step=step % 2**32,
+            accumulate=True,
+            scale=scale,
+        )
+
+
+def agree(group: dist.ProcessGroup, device: torch.device, facts: Mapping[str, int]) -> list[str]:
+    """Compare `facts` among the ranks of the group: the names of those that differ.
+
+    Messages of different sizes make gloo abort the process, so this comes before the first one.
+    """
+    own = torch.tensor(list(facts.values()), dtype=torch.int64, device=device)
+    gathered = all_gather(own, group)
+    same = (gathered == gathered[0]).all(dim=0).tolist()
+    return [name for name, equal in zip(facts, same, strict=True) if not equal]
+
+
+def all_gather(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """One row per rank of the group."""
+    gathered = own.new_empty(dist.get_world_size(group) * own.numel())
+    newer: Any = getattr(dist, "all_gather_single", None)  # the older name warns where there is one
+    (newer or dist.all_gather_into_tensor)(gathered, own, group=group)
+    return gathered.view(-1, own.numel())
+
+
+def own_noise(codec: Codec, rank: int) -> Codec:
+    """The codec with rounding noise of this rank's own, so that averaging reduces the noise.
+
+    A decoder does not need the noise; the mask of a RandomK stays common to all ranks.
+    """
+    if isinstance(codec, Quantize) and codec.rounding == "stochastic":
+        return replace(codec, seed=(codec.seed + rank * 0x9E3779B97F4A7C15) % 2**64)
+    values: Any = getattr(codec, "values", None)
+    if isinstance(values, Quantize):
+        changed: Any = codec
+        return replace(changed, values=own_noise(values, rank))  # type: ignore[no-any-return]
+    return codec
+
+
+def check_whole(name: str, number: object, least: int) -> int:
+    """`number`, if it is an integer of at least `least`."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise InputError(f"{name} must be an integer from {least}, not {number!r}")
+    return number
+
+
+def checksum_of(*facts: object) -> int:
+    return zlib.crc32(repr(facts).encode())
