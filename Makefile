@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+FEDERATED ?= .venv-federated
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -18,7 +19,7 @@ SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICE
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench bench-ddp lint format wheel test-neon test-sanitize fuzz clean FORCE
+.PHONY: help test demo bench bench-ddp lint format wheel test-federated test-neon test-sanitize fuzz clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ format: $(VENV)/tools.stamp  ## format Python and C++
 wheel: $(VENV)/tools.stamp  ## build dist/*.tar.gz and a manylinux wheel, and try it without a compiler
 	tools/build_wheel.sh $(BIN)
 
+test-federated: $(FEDERATED)/package.stamp  ## Flower and NVFlare, in a virtual environment of their own
+	$(FEDERATED)/bin/pytest tests/test_flower.py tests/test_flower_engines.py tests/test_nvflare.py $(PYTEST_ARGS)
+
 test-neon: $(VENV)/tools.stamp  ## the kernels of this machine, and of others under qemu, against the golden hashes
 	tools/test_native.sh $(BIN)/cmake build/native
 	tools/test_native.sh $(BIN)/cmake build/native '' nm "$(QEMU_OLD)"
@@ -63,7 +67,7 @@ fuzz: $(VENV)/tools.stamp  ## fuzz what reads bodies of strangers, under sanitiz
 	tools/fuzz.sh $(BIN)/cmake build/fuzz $(FUZZ_CXX) $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
 clean:  ## remove what was built; the virtual environment stays
-	rm -rf build dist $(VENV)/package.stamp
+	rm -rf build dist $(VENV)/package.stamp $(FEDERATED)/package.stamp
 
 # The tools, pinned.
 $(VENV)/tools.stamp: requirements-dev.txt
@@ -73,6 +77,19 @@ $(VENV)/tools.stamp: requirements-dev.txt
 
 $(VENV)/bench.stamp: requirements-bench.txt $(VENV)/tools.stamp
 	$(PIP) install --quiet --no-deps -r requirements-bench.txt
+	touch $@
+
+# Flower pins some packages lower than the tools here do.
+$(FEDERATED)/tools.stamp: requirements-federated.txt
+	test -x $(FEDERATED)/bin/python || $(PYTHON) -m venv $(FEDERATED)
+	$(FEDERATED)/bin/python -m pip --disable-pip-version-check install --quiet -r requirements-federated.txt
+	touch $@
+
+$(FEDERATED)/package.stamp: $(FEDERATED)/tools.stamp $(VENV)/package.stamp
+	rm -rf build/federated
+	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/package \
+		-C cmake.define.TERSEGRAD_WERROR=ON -w build/federated .
+	$(FEDERATED)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/federated/*.whl
 	touch $@
 
 # The package as its users get it: a wheel, not a link to the sources. Rebuilt when a source changes, appears or goes.

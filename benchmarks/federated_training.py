@@ -50,7 +50,7 @@ class Method:
 
 METHODS = [
     Method("mnist", "float32"),
-    Method("mnist", "ternary 4.8 %", ternary(0.048)),
+    Method("mnist", "ternary 4.7 %", ternary(0.047)),
     Method("mnist", "ternary 0.93 %", ternary(0.0093)),
     Method("mnist", "4 bits 3.4 %", tg.TopK(density=0.034, values=tg.Quantize(bits=4))),
     Method("mnist", "ternary 0.93 %, no error feedback", ternary(0.0093), None, False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -428,3 +430,9 @@ def test_a_strategy_that_sends_each_client_its_own_model_is_refused() -> None:
 
     with pytest.raises(tg.InputError, match="other arrays than it was given"):
         start(CompressedStrategy(Personal()), compression_mod(TOP_K))
+
+
+@pytest.mark.parametrize("module", ["", ".records", ".client", ".server", ".broadcast"])
+def test_examples_in_docstrings_run(module: str) -> None:
+    imported = importlib.import_module(f"tersegrad.flower{module}")
+    assert doctest.testmod(imported).failed == 0

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from . import __version__, inspection, kernels
 from .demo import run
+from .demo_federated import Settings as FederatedSettings
+from .demo_federated import run as run_federated
 from .demo_settings import DEFAULT_METHODS, METHODS, Settings
 from .errors import TersegradError
 from .tune import command as tune_command
@@ -60,7 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"codecs:\n{names}\n\nexamples:\n"
         "  tersegrad demo\n"
         "  tersegrad demo --seeds 3 --out results\n"
-        "  tersegrad demo --data digits --epochs 3 --codecs none,sign,topk",
+        "  tersegrad demo --data digits --epochs 3 --codecs none,sign,topk\n"
+        "  tersegrad demo --federated",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     defaults = Settings()
@@ -95,6 +98,33 @@ def build_parser() -> argparse.ArgumentParser:
         value = getattr(defaults, name.replace("-", "_"))
         add(f"--{name}", type=float, default=value, metavar="X", help=f"{text} (default: {value})")
     add(
+        "--federated",
+        action="store_true",
+        help="ten clients with different images train one network in rounds instead, on Flower's simulation engine if "
+        "'flwr[simulation]' is installed; takes --data, --rounds, --clients, --engine and --out",
+    )
+    federated = FederatedSettings()
+    add(
+        "--rounds",
+        type=int,
+        default=federated.rounds,
+        metavar="N",
+        help="with --federated (default: %(default)s)",
+    )
+    add(
+        "--clients",
+        type=int,
+        default=federated.clients,
+        metavar="N",
+        help="with --federated (default: %(default)s)",
+    )
+    add(
+        "--engine",
+        default=federated.engine,
+        metavar="NAME",
+        help="with --federated: flower, plain, or auto: flower if it is installed (default: %(default)s)",
+    )
+    add(
         "--out",
         type=Path,
         default=defaults.out,
@@ -107,6 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def demo(options: argparse.Namespace) -> int:
+    if options.federated:
+        names = ("data", "rounds", "clients", "engine", "out")
+        run_federated(FederatedSettings(**{name: getattr(options, name) for name in names}))
+        return 0
     run(
         Settings(
             methods=tuple(name.strip() for name in options.codecs.split(",") if name.strip()),

@@ -23,6 +23,7 @@ class Task(NamedTuple):
 
     clients: list[tuple[torch.Tensor, torch.Tensor]]
     test: tuple[torch.Tensor, torch.Tensor]
+    side: int  # of an image, in pixels
 
 
 def split(images: Any, labels: Any, clients: int, seed: int) -> Task:
@@ -40,7 +41,7 @@ def split(images: Any, labels: Any, clients: int, seed: int) -> Task:
             share.extend(part.tolist())
     x = torch.from_numpy(images).to(memory_format=torch.channels_last)
     y = torch.from_numpy(labels)
-    return Task([(x[share], y[share]) for share in shares], (x[test], y[test]))
+    return Task([(x[share], y[share]) for share in shares], (x[test], y[test]), x.shape[-1])
 
 
 def make_network(side: int, seed: int) -> nn.Sequential:
