@@ -37,4 +37,7 @@ def main(grid: Grid, context: Context) -> None:
     for number, metrics in result.train_metrics_clientapp.items():
         reached = result.evaluate_metrics_serverapp[number]["accuracy"]
         up_bytes, down_bytes = metrics["tersegrad-bytes-up"], metrics["tersegrad-bytes-down"]
-        print(f"round {number}: accuracy {reached:.3f}, {up_bytes:,} bytes up, {down_bytes:,} down, {metrics['tersegrad-ratio']:.0f}x fewer")
+        fewer = metrics["tersegrad-ratio"]
+        print(
+            f"round {number}: accuracy {reached:.3f}, {up_bytes:,} bytes up, {down_bytes:,} down, {fewer:.0f}x fewer"
+        )
