@@ -7,7 +7,9 @@ from torch import nn
 
 
 def make_network() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    return nn.Sequential(
+        nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+    )
 
 
 def load_data(partition: int, partitions: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,7 +21,9 @@ def load_data(partition: int, partitions: int) -> tuple[torch.Tensor, torch.Tens
     return torch.from_numpy(images[chosen]), torch.from_numpy(labels[chosen])
 
 
-def train(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, rate: float) -> float:
+def train(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int, rate: float
+) -> float:
     """Returns the last batch's loss."""
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9)
     for _ in range(epochs):
