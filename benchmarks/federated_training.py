@@ -45,15 +45,12 @@ class Method:
     name: str
     up: tg.Codec | None = None
     down: tg.Codec | None = None
-    error_feedback: bool = True
 
 
 METHODS = [
     Method("mnist", "float32"),
     Method("mnist", "ternary 4.7 %", ternary(0.047)),
     Method("mnist", "ternary 0.93 %", ternary(0.0093)),
-    Method("mnist", "4 bits 3.4 %", tg.TopK(density=0.034, values=tg.Quantize(bits=4))),
-    Method("mnist", "ternary 0.93 %, no error feedback", ternary(0.0093), None, False),
     Method("plays", "float32"),
     Method(
         "plays", "both ways 4 bits 5 %", *2 * [tg.TopK(density=0.05, values=tg.Quantize(bits=4))]
@@ -70,8 +67,7 @@ def rounds(method: Method, seed: int, count: int) -> Iterator[dict[str, float]]:
     codec = method.up or tg.Identity()
     # Every tensor is compressed, biases too: at these ratios they would be a third of the message.
     clients = [
-        Client(codec, min_size=1, error_feedback=method.error_feedback and method.up is not None)
-        for _ in task.examples
+        Client(codec, min_size=1, error_feedback=method.up is not None) for _ in task.examples
     ]
     down = method.down and Client(method.down, min_size=1, error_feedback=False)
     held, bytes_up, bytes_down = weights, 0, 0

@@ -203,7 +203,7 @@ def test_a_hostile_client_in_every_round_changes_nothing() -> None:
     def run(forge: bool) -> tuple[Any, list[int]]:
         """With node 3's replies forged, each round in another way; or lost."""
         forgeries = iter(FORGERIES.values())
-        grid = LocalGrid(app(compression_mod(SPARSE, rules=RULES, min_size=8)), 4)
+        grid = LocalGrid(app(compression_mod(SPARSE, rules=RULES, min_size=8), pull=1 / 64), 4)
 
         def on_reply(reply: Message) -> Message | None:
             if reply.metadata.src_node_id != 3:

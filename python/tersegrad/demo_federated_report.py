@@ -11,6 +11,7 @@ from rich.table import Table
 from . import __version__
 from .demo_federated import METHODS, Settings
 from .demo_report import DATA_NAMES, console
+from .demo_settings import DemoError
 
 ENGINES = {
     "flower": "Flower's simulation engine",
@@ -99,6 +100,10 @@ def _row(settings: Settings, name: str, label: str, points: Points) -> dict[str,
     def total(method: str, *ways: int) -> float:
         return sum(point[way] for point in points[method].values() for way in ways)
 
+    if not total(name, 1):
+        raise DemoError(
+            f"no client's update arrived ({label}); --engine plain runs the same without Flower, and shows errors"
+        )
     curve = [points[name][number] for number in sorted(points[name])]
     return {
         "name": name,

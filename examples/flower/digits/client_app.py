@@ -4,8 +4,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import tersegrad as tg
-from digits.task import accuracy, load_data, make_network
-from digits.task import train as train_network
+from digits import task
 from tersegrad.flower import compression_mod
 
 app = ClientApp(mods=[compression_mod(tg.TopK(density=0.05, values=tg.Quantize(bits=4)))])
@@ -13,13 +12,13 @@ app = ClientApp(mods=[compression_mod(tg.TopK(density=0.05, values=tg.Quantize(b
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    network = make_network()
+    network = task.make_network()
     network.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    images, labels = load_data(
+    images, labels = task.load_data(
         context.node_config["partition-id"], context.node_config["num-partitions"]
     )
     config = context.run_config
-    loss = train_network(network, images, labels, config["local-epochs"], config["learning-rate"])
+    loss = task.train(network, images, labels, config["local-epochs"], config["learning-rate"])
     content = {
         "arrays": ArrayRecord(network.state_dict()),
         "metrics": MetricRecord({"loss": loss, "num-examples": len(labels)}),
@@ -29,12 +28,12 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    network = make_network()
+    network = task.make_network()
     network.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    images, labels = load_data(
+    images, labels = task.load_data(
         context.node_config["partition-id"], context.node_config["num-partitions"]
     )
     metrics = MetricRecord(
-        {"accuracy": accuracy(network, images, labels), "num-examples": len(labels)}
+        {"accuracy": task.accuracy(network, images, labels), "num-examples": len(labels)}
     )
     return Message(RecordDict({"metrics": metrics}), reply_to=message)

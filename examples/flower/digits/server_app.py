@@ -5,7 +5,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 import tersegrad as tg
-from digits.task import accuracy, load_data, make_network
+from digits import task
 from tersegrad.flower import CompressedStrategy, codec_config
 
 app = ServerApp()
@@ -20,24 +20,26 @@ def main(grid: Grid, context: Context) -> None:
         FedAvg(min_available_nodes=2),
         codec_down=tg.TopK(density=down, values=tg.Quantize(bits=4)) if down else None,
     )
-    images, labels = load_data(-1, 1)
+    images, labels = task.load_data(-1, 1)
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        network = make_network()
+        network = task.make_network()
         network.load_state_dict(arrays.to_torch_state_dict())
-        return MetricRecord({"accuracy": accuracy(network, images, labels)})
+        return MetricRecord({"accuracy": task.accuracy(network, images, labels)})
 
     result = strategy.start(
         grid,
-        ArrayRecord(make_network().state_dict()),
+        ArrayRecord(task.make_network().state_dict()),
         num_rounds=config["num-server-rounds"],
         train_config=ConfigRecord(codec_config(up)),
         evaluate_fn=evaluate,
     )
     for number, metrics in result.train_metrics_clientapp.items():
         reached = result.evaluate_metrics_serverapp[number]["accuracy"]
-        up_bytes, down_bytes = metrics["tersegrad-bytes-up"], metrics["tersegrad-bytes-down"]
-        fewer = metrics["tersegrad-ratio"]
-        print(
-            f"round {number}: accuracy {reached:.3f}, {up_bytes:,} bytes up, {down_bytes:,} down, {fewer:.0f}x fewer"
+        sent = metrics["tersegrad-bytes-up"]
+        # Clients get the new model when they evaluate it, and then have it for the next round's training.
+        received = (
+            metrics["tersegrad-bytes-down"]
+            + result.evaluate_metrics_clientapp[number]["tersegrad-bytes-down"]
         )
+        print(f"round {number}: accuracy {reached:.3f}, {sent:,} bytes up, {received:,} down")
