@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="make test-federated runs these where Flower is installed")
 
-from tcp_counter import counting, free_port
+from tcp_counter import counting, free_port, wait_for
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "flower"
@@ -92,6 +92,7 @@ def test_the_example_learns_on_the_simulation_engine(home: Path) -> None:
     port = free_port()
     superlink(home, "simulation", port)
     with running(home, "flower-superlink", "--insecure", "--simulation", "--port", port):
+        wait_for(port)
         printed = flwr_run(
             EXAMPLE,
             home,
@@ -116,6 +117,7 @@ def test_a_deployment_sends_few_bytes_through_its_sockets(home: Path) -> None:
     superlink(home, "deployment", port)
     with ExitStack() as stack:
         stack.enter_context(running(home, "flower-superlink", "--insecure", "--port", port))
+        wait_for(port)
         counter = stack.enter_context(counting(port))
         for node in range(2):
             config = f"partition-id={node} num-partitions=2"

@@ -11,7 +11,9 @@ from typing import Any
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 a busy machine lets the clients starve
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # at Ray's 15 a busy machine lets the clients starve
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def work(
     rank: int, settings: Settings, images: Any, labels: Any, rendezvous: str, queue: Any
 ) -> None:
     """Train with every method and seed; rank 0 tells the parent process."""
+    # That compression loses time over loopback is no news to anybody.
+    logging.getLogger("tersegrad.ddp").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     kernels.set_num_threads(1)
     dist.init_process_group(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -212,6 +214,23 @@ def test_a_worker_in_a_forked_process_starts_a_thread_of_its_own() -> None:
     assert int(worker.run(lambda: torch.tensor(1), cpu, beside=True).wait()) == 1
     worker._process = -1  # as after a fork, which copies no threads
     assert int(worker.run(lambda: torch.tensor(2), cpu, beside=True).wait()) == 2
+
+
+def test_a_program_waits_for_the_worker_before_it_ends() -> None:
+    """Python unwinds a daemon thread that it finds in C++ at exit, which aborts the process."""
+    code = """
+import time, torch
+from tersegrad.ddp.worker import Worker
+class Slow:
+    sleep = staticmethod(time.sleep)
+    def __del__(self):
+        self.sleep(1.5)  # the interpreter is shutting down, and lets other threads run
+slow = Slow()
+worker = Worker()
+worker.run(lambda: time.sleep(0.5) or torch.zeros(1), torch.device("cpu"), beside=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_arguments_are_checked_where_they_are_given() -> None:

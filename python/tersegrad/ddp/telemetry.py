@@ -16,6 +16,8 @@ SUMS = (
 SCALARS = ("ratio", "sent_bytes", *SUMS[-3:], "residual_norm", "skipped_steps")
 #: Steps before it is judged whether compression loses time.
 TRIAL_STEPS = 50
+#: What a step may lose without a word.
+WORTH_SECONDS = 1e-3
 
 
 class Counters:
@@ -114,7 +116,7 @@ class Reporter:
         if self._warned or sums["steps"] < TRIAL_STEPS:
             return
         lost = time_lost(sums)
-        if lost > 0:
+        if lost > WORTH_SECONDS:
             self._warned = True
             logger.warning(
                 "compression loses about %.1f ms a step here: compressing, waiting and decoding take longer "

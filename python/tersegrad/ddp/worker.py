@@ -7,6 +7,7 @@ bucket after the other, beside the backward pass.
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 import threading
@@ -18,12 +19,18 @@ import torch
 
 Jobs: TypeAlias = "queue.SimpleQueue[torch.futures.Future[None] | None]"
 
+#: How long the end of the program waits for a thread that may be stuck in a collective.
+JOIN_SECONDS = 5.0
+
+_running: weakref.WeakKeyDictionary[threading.Thread, Jobs] = weakref.WeakKeyDictionary()
+
 
 class Worker:
     """Runs jobs first in, first out, in a daemon thread that ends with this object.
 
     The thread holds the queue and nothing else: no state, and no process group, whose last
-    reference must not be dropped by a thread while the interpreter shuts down.
+    reference must not be dropped by a thread while the interpreter shuts down. It is joined before
+    that: Python unwinds the daemon threads it finds in C++, which ends in std::terminate.
     """
 
     def __init__(self) -> None:
@@ -55,6 +62,7 @@ class Worker:
             )
             thread.start()
             weakref.finalize(self, self._jobs.put, None).atexit = False
+            _running[thread] = self._jobs
         return self._jobs
 
 
@@ -63,3 +71,10 @@ def _work(jobs: Jobs) -> None:
     while (start := jobs.get()) is not None:
         start.set_result(None)  # runs the job here
         del start  # it must not live until the next job comes
+
+
+@atexit.register
+def _join() -> None:
+    for thread, jobs in list(_running.items()):
+        jobs.put(None)
+        thread.join(JOIN_SECONDS)
