@@ -132,13 +132,13 @@ def test_a_deployment_sends_few_bytes_through_its_sockets(home: Path) -> None:
             passed[compress] = counter.up - before[0], counter.down - before[1]
             if compress == "true":
                 rounds = re.findall(r"^round .*'tersegrad-rejected': (\d+)", printed, re.MULTILINE)
-                assert rounds == ["0"] * 3, printed
-    whole = 2 * 3 * 4 * 300_000  # two nodes, three rounds, float32
+                assert rounds == ["0"] * 2, printed
+    whole = 2 * 2 * 4 * 300_000  # two nodes, two rounds, float32
     print(passed, file=sys.stderr)
     assert min(passed["false"]) > whole
-    # Flower's polling is most of what is left on the way up; on the way down the first model travels whole, a third of all.
+    # Flower's polling is most of what is left on the way up; on the way down the first model travels whole, half of all.
     assert passed["true"][0] < whole / 5
-    assert passed["true"][1] < whole / 2
+    assert passed["true"][1] < 0.75 * whole
 
 
 def test_the_demo_trains_on_the_simulation_engine(home: Path) -> None:

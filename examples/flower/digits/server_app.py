@@ -36,7 +36,6 @@ def main(grid: Grid, context: Context) -> None:
     )
     for number, metrics in result.train_metrics_clientapp.items():
         reached = result.evaluate_metrics_serverapp[number]["accuracy"]
-<<<<<<< HEAD
         sent = metrics["tersegrad-bytes-up"]
         # Clients get the new model when they evaluate it, and then have it for the next round's training.
         received = (
@@ -44,10 +43,3 @@ def main(grid: Grid, context: Context) -> None:
             + result.evaluate_metrics_clientapp[number]["tersegrad-bytes-down"]
         )
         print(f"round {number}: accuracy {reached:.3f}, {sent:,} bytes up, {received:,} down")
-=======
-        up_bytes, down_bytes = metrics["tersegrad-bytes-up"], metrics["tersegrad-bytes-down"]
-        fewer = metrics["tersegrad-ratio"]
-        print(
-            f"round {number}: accuracy {reached:.3f}, {up_bytes:,} bytes up, {down_bytes:,} down, {fewer:.0f}x fewer"
-        )
->>>>>>> 981f7cd9bf61e209ed553309d3fa7122a10308fa
