@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,6 +57,19 @@ def counting(target: int) -> Iterator[Counter]:
         yield counter
     finally:
         counter.close()
+
+
+def wait_for(port: int, seconds: float = 60) -> None:
+    """Until somebody listens on a port of this machine; `TimeoutError` if nobody does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise TimeoutError(f"nobody listens on port {port} after {seconds:g} seconds")
 
 
 def free_port() -> int:

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="make test-federated runs these where Flower is installed")
 
-from tcp_counter import counting, free_port
+from tcp_counter import counting, free_port, wait_for
 
 HERE = Path(__file__).parent
 EXAMPLE = HERE.parent / "examples" / "flower"
@@ -92,6 +92,7 @@ def test_the_example_learns_on_the_simulation_engine(home: Path) -> None:
     port = free_port()
     superlink(home, "simulation", port)
     with running(home, "flower-superlink", "--insecure", "--simulation", "--port", port):
+        wait_for(port)
         printed = flwr_run(
             EXAMPLE,
             home,
@@ -116,6 +117,7 @@ def test_a_deployment_sends_few_bytes_through_its_sockets(home: Path) -> None:
     superlink(home, "deployment", port)
     with ExitStack() as stack:
         stack.enter_context(running(home, "flower-superlink", "--insecure", "--port", port))
+        wait_for(port)
         counter = stack.enter_context(counting(port))
         for node in range(2):
             config = f"partition-id={node} num-partitions=2"
@@ -130,13 +132,13 @@ def test_a_deployment_sends_few_bytes_through_its_sockets(home: Path) -> None:
             passed[compress] = counter.up - before[0], counter.down - before[1]
             if compress == "true":
                 rounds = re.findall(r"^round .*'tersegrad-rejected': (\d+)", printed, re.MULTILINE)
-                assert rounds == ["0"] * 3, printed
-    whole = 2 * 3 * 4 * 300_000  # two nodes, three rounds, float32
+                assert rounds == ["0"] * 2, printed
+    whole = 2 * 2 * 4 * 300_000  # two nodes, two rounds, float32
     print(passed, file=sys.stderr)
     assert min(passed["false"]) > whole
-    # Flower's polling is most of what is left on the way up; on the way down the first model travels whole, a third of all.
+    # Flower's polling is most of what is left on the way up; on the way down the first model travels whole, half of all.
     assert passed["true"][0] < whole / 5
-    assert passed["true"][1] < whole / 2
+    assert passed["true"][1] < 0.75 * whole
 
 
 def test_the_demo_trains_on_the_simulation_engine(home: Path) -> None:
