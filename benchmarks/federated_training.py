@@ -166,9 +166,15 @@ TITLES = {
 }
 
 
+def tasks_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The tasks that were run, in the order of the titles."""
+    return [task for task in TITLES if any(row["task"] == task for row in rows)]
+
+
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    about = f"{processor()}, one thread; tersegrad {tg.__version__} at {commit()}, torch {torch.__version__}."
+    commits = ", ".join(sorted({run["commit"] for row in rows for run in row["runs"]}))
+    about = f"{processor()}, one thread; tersegrad {tg.__version__} at {commits}, torch {torch.__version__}."
     lines = [
         "# Federated training with compressed messages",
         "",
@@ -176,8 +182,8 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         "",
         about,
     ]
-    for task, title in TITLES.items():
-        lines += ["", title, "", *markdown(COLUMNS, [r for r in rows if r["task"] == task])]
+    for task in tasks_of(rows):
+        lines += ["", TITLES[task], "", *markdown(COLUMNS, [r for r in rows if r["task"] == task])]
     lines += ["", "![score against bytes](federated-training.png)", ""]
     (out / "federated-training.md").write_text("\n".join(lines))
     (out / "federated-training.json").write_text(
@@ -186,20 +192,22 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     plot(rows, out / "federated-training.png")
 
 
+#: Which bytes, and what of the score, the plot of a task shows.
+AXES = {"mnist": ("up", "test accuracy, %"), "plays": ("both", "test loss, nats a character")}
+
+
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Scores against the bytes that all clients sent and received up to then."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), dpi=150, layout="constrained")
+    tasks = tasks_of(rows)
+    figure = Figure(figsize=(5.5 * len(tasks), 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, task, key, label in zip(
-        figure.subplots(1, 2),
-        TITLES,
-        ("up", "both"),
-        ("test accuracy, %", "test loss, nats a character"),
-        strict=True,
-    ):
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        key, label = AXES[task]
+        if task == "mnist":
+            axes.set_ylim(80, 99)
         for one in (r for r in rows if r["task"] == task):
             curves = [run["curve"] for run in one["runs"]]
             points = list(zip(*curves, strict=True))
@@ -217,7 +225,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.grid(True, color="#dddddd", linewidth=0.7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.axes[0].set_ylim(80, 99)
     figure.savefig(path)
 
 
