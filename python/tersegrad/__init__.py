@@ -11,6 +11,7 @@ from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
 from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
+from .ef21 import EF21, EF21Receiver
 from .errors import (
     BackendError,
     BudgetError,
@@ -30,6 +31,7 @@ from .tune import AdaptiveCodec
 __version__ = "0.1.0"
 
 __all__ = [
+    "EF21",
     "AdaptiveCodec",
     "BackendError",
     "BudgetError",

@@ -13,6 +13,7 @@ from .. import _core
 from ..buffers import View, bytes_view, view
 from ..codec import encode
 from ..errors import InputError
+from ..momentum import sent_by
 from .layout import Layout, Piece, Slot
 from .memory import Memory
 from .message import ABSENT, NON_FINITE, SENT, write_head
@@ -114,12 +115,9 @@ class Coder:
         if velocity is None or not slot.codec.is_sparse:
             return
         for piece in slot.pieces:
-            sent = np.zeros(piece.part.stop - piece.part.start, np.float32)
-            body = own[task.layout.place(slot, piece)]
-            slot.codec._decompress(
-                body, task.layout.dtype, task.random_step, sent, False, 1.0, True
-            )
-            velocity.now[piece.inside].masked_fill_(torch.from_numpy(sent != 0), 0.0)
+            body, n = own[task.layout.place(slot, piece)], piece.part.stop - piece.part.start
+            sent = sent_by(slot.codec, body, n, task.layout.dtype, task.random_step)
+            velocity.now[piece.inside].masked_fill_(torch.from_numpy(sent), 0.0)
 
     # --- After it. ---
 
