@@ -93,7 +93,7 @@ class Integers(Dense, id=15):
     @property
     def limit(self) -> int:
         """The largest code of one sender."""
-        limit = (2 ** (self.bits - 1) - 1) // self.addends
+        limit: int = (2 ** (self.bits - 1) - 1) // self.addends
         spare = max(0, limit.bit_length() - 24)  # compared as a float32
         return limit >> spare << spare
 
