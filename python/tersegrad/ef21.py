@@ -181,7 +181,9 @@ class EF21Receiver:
         StateError
             The payload is of another shape than the key's estimate.
         """
-        payload = source if isinstance(source, Payload) else Payload.from_bytes(source, expect=expect)
+        payload = (
+            source if isinstance(source, Payload) else Payload.from_bytes(source, expect=expect)
+        )
         self._add(check_key(key), payload, scale, kind)
         return self._copy(key)
 
@@ -199,13 +201,13 @@ class EF21Receiver:
         `keys` are those of the mapping, in its order. The other parameters, and what is raised, are as for `decompress`; nothing has
         changed then.
         """
-        message = source if isinstance(source, Message) else Message.from_bytes(source, expect=expect)
+        message = (
+            source if isinstance(source, Message) else Message.from_bytes(source, expect=expect)
+        )
         names = [check_key(key) for key in keys]
         if len(names) != len(message) or len(set(names)) != len(names):
             raise InputError(f"{len(names)} keys for a message of {len(message)} tensors")
-        rows = zip(
-            message.codecs, message.dtypes, message.shapes, message.bodies(), strict=True
-        )
+        rows = zip(message.codecs, message.dtypes, message.shapes, message.bodies(), strict=True)
         payloads = [
             Payload(codec, dtype, shape, body, message._kind, message.step)
             for codec, dtype, shape, body in rows
@@ -236,7 +238,9 @@ class EF21Receiver:
             decompress(payload, out=kept, accumulate=True, scale=scale)
             return
         n = int(np.prod(payload.shape, dtype=np.int64))
-        payload.codec._check(payload._body, n, payload.dtype, payload.step)  # before there is memory
+        payload.codec._check(
+            payload._body, n, payload.dtype, payload.step
+        )  # before there is memory
         empty = View(np.empty(n, np.float32), "float32", payload.shape, kind or payload._kind)
         self._estimates.of(key, empty)
         decompress(payload, out=self._estimates.arrays[key], accumulate=True, scale=scale)
