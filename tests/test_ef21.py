@@ -54,7 +54,8 @@ def test_the_estimates_agree_whatever_is_sent(
 ) -> None:
     sender, receiver = tg.EF21(codec, nonfinite="skip"), tg.EF21Receiver()
     for number, seed in enumerate(seeds):
-        x = gradient(int(np.prod(shape)), seed=seed).reshape(shape) * np.float32(10.0 ** (seed % 7))
+        x = gradient(int(np.prod(shape)), seed=seed).reshape(shape)
+        x *= np.float32(10.0 ** (seed % 7))
         if number == bad and x.size:
             x.reshape(-1)[seed % x.size] = np.nan
         receiver.decompress(sender.compress(x, key="w"), key="w")

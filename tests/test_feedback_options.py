@@ -52,6 +52,7 @@ def oracle(
     residual = (source + before * F(options.get("decay", 1))) - sent
     codec = STORAGES[options.get("storage", "float32")]
     if codec is not None:
+        residual = np.asarray(residual, F)
         residual = tg.decompress(tg.compress(residual, codec, step=payload.step))
     return velocity, residual
 

@@ -51,6 +51,7 @@ __all__ = [
     "ChunkTopK",
     "Codec",
     "CodecError",
+    "EF21Receiver",
     "ErrorFeedback",
     "Identity",
     "InputError",

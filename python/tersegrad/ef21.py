@@ -78,7 +78,8 @@ class EF21(Sender):
         if self.momentum and key in self._velocities.arrays:
             target *= np.float32(1 - self.momentum)
             target += self._velocities.of(key, x) * np.float32(self.momentum)
-        difference = target - estimate
+        with np.errstate(over="ignore"):  # refused below
+            difference = target - estimate
         if not encode(View(difference, x.dtype, x.shape, x.kind), self.codec, body, None, call):
             raise InputError(
                 f"{key!r} is finite but its difference to the estimate is not: reset({key!r}), here and at the receiver"

@@ -25,12 +25,14 @@ def advance(before: Any, now: Any, gradient: Any, momentum: float, nesterov: boo
         import torch
 
         torch.mul(before, momentum, out=now)
-    now += gradient
-    return now * momentum + gradient if nesterov else now
+    with np.errstate(over="ignore"):  # the codec refuses what is not finite
+        now += gradient
+        return now * momentum + gradient if nesterov else now
 
 
 def sent_by(codec: Codec, body: Bytes, n: int, dtype: str, step: int) -> npt.NDArray[np.bool_]:
     """Which of `n` entries a body carries as something else than zero."""
     sent = np.zeros(n, np.float32)
     codec._decompress(body, dtype, step, sent, False, 1.0, True)
-    return sent != 0
+    carried: npt.NDArray[np.bool_] = sent != 0
+    return carried
