@@ -69,18 +69,31 @@ class Backend:
 
         return torch.cuda.device(device) if self.is_cuda else contextlib.nullcontext()
 
-    def side(self, device: torch.device) -> Any:
-        """A context whose work runs beside that of the current stream, after what is enqueued there now."""
+    def side(self, device: torch.device, after_current: bool = True) -> Any:
+        """A context whose work runs beside that of the current stream: after what is enqueued there now, or as soon as it can."""
         import torch
 
         if not self.is_cuda:
             return contextlib.nullcontext()
+        side = self._side(device)
+        if after_current:
+            side.wait_stream(torch.cuda.current_stream(device))
+        return torch.cuda.stream(side)
+
+    def join_side(self, device: torch.device) -> None:
+        """Have the current stream wait for the work that is enqueued beside it now."""
+        import torch
+
+        if self.is_cuda:
+            torch.cuda.current_stream(device).wait_stream(self._side(device))
+
+    def _side(self, device: torch.device) -> Any:
+        import torch
+
         with self._lock:
             if device not in self._sides:
                 self._sides[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side = self._sides[device]
-        side.wait_stream(torch.cuda.current_stream(device))
-        return torch.cuda.stream(side)
+            return self._sides[device]
 
     def is_capturing(self) -> bool:
         """Whether the current stream is being captured into a CUDA graph."""

@@ -6,6 +6,7 @@ Nothing here waits for the device, except where a value travels to the host: `De
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -215,7 +216,7 @@ def place_of(source: object, out: Any, kind: Any) -> torch.device | None:
         return None if of(out) is None else as_tensor(out).device
     if kind in (None, "torch"):
         return getattr(source, "device", None)
-    if kind == "numpy":
+    if kind == "numpy" or "torch" not in sys.modules:
         return None
     import torch
 
@@ -225,7 +226,7 @@ def place_of(source: object, out: Any, kind: Any) -> torch.device | None:
         return None  # and the caller says what it takes
     if backend_for(device.type) is None:
         return None
-    if device.type == "cuda" and device.index is None:
+    if device == torch.device("cuda"):  # whichever is current
         device = torch.device("cuda", torch.cuda.current_device())
     return device
 
