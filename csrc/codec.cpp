@@ -41,6 +41,8 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return quantized.scale_bytes(n) + quantized.code_bytes(n);
     case Kind::sign:
       return signs.scale_bytes(n) + (n + 7) / 8;
+    case Kind::integers:
+      return integer.code_bytes(n);
     default:
       return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
@@ -58,6 +60,10 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
     }
     case Kind::sign:
       return sign::encode(x, residual, dtype, signs, body);
+    case Kind::integers: {
+      Noise noise{seed, step};
+      return integers::encode(x, residual, dtype, integer, stochastic ? &noise : nullptr, body);
+    }
     default:
       return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
@@ -73,6 +79,8 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return quantize::check(body, quantized, n);
     case Kind::sign:
       return sign::check(body, signs, n);
+    case Kind::integers:
+      return nullptr;
     default:
       return ternary::check(body, digits, n);
   }
@@ -88,6 +96,8 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin
       return quantize::decode(body, dtype, quantized, n, begin, out);
     case Kind::sign:
       return sign::decode(body, dtype, signs, n, begin, out);
+    case Kind::integers:
+      return integers::decode(body, dtype, integer, begin, out);
     default:
       return ternary::decode(body, dtype, digits, n, begin, out);
   }

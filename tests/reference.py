@@ -81,6 +81,15 @@ class Ternary:
 
 
 @dataclass(frozen=True)
+class Integers:
+    bits: int = 16
+    scale: float | None = None
+    addends: int = 1
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TopK:
     density: float | None = None
     k: int | None = None
@@ -113,8 +122,9 @@ CODEC_IDS = {
     "ChunkTopK": 6,
     "RandomK": 7,
     "Ternary": 8,
+    "Integers": 15,
 }
-VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary")
+VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers")
 
 
 def kind_of(codec: Any) -> str:
@@ -178,6 +188,8 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         full, rest = divmod(n, codec.block_size)
         digits = full * math.ceil(codec.block_size / 5) + math.ceil(rest / 5)
         return 4 * math.ceil(n / codec.block_size) + digits
+    if kind == "Integers":
+        return n * codec.bits // 8
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -266,6 +278,26 @@ def decode_ternary(codec: Any, packed: bytes, n: int, scales: np.ndarray) -> np.
     return np.choose(flat, [np.zeros_like(scales), scales, -scales])
 
 
+def unit_of(codec: Any) -> np.float32:
+    """The scale that travels."""
+    return np.float32(getattr(codec, "unit", codec.scale))
+
+
+def encode_integers(codec: Any, a: np.ndarray, step: int) -> bytes:
+    limit = (2 ** (codec.bits - 1) - 1) // codec.addends
+    while limit >= 2**24 and limit % 2 ** (limit.bit_length() - 24):
+        limit -= 1
+    with np.errstate(over="ignore"):
+        units = a * (np.float32(1) / unit_of(codec))
+    units = np.clip(units, np.float32(-limit), np.float32(limit))
+    nearest = np.rint(units)
+    codes = nearest.astype(np.int64)
+    if codec.rounding == "stochastic":
+        rest = np.rint((units - nearest) * np.float32(65536)).astype(np.int64)
+        codes += (rest + rounding_noise(len(a), codec.seed, step)) >> 16
+    return codes.astype(f"<i{codec.bits // 8}").tobytes()
+
+
 def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
     kind = kind_of(codec)
     if kind == "Identity":
@@ -278,6 +310,8 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_sign(codec, a)
     if kind == "Ternary":
         return encode_ternary(codec, a)
+    if kind == "Integers":
+        return encode_integers(codec, a, step)
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -321,6 +355,10 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
     if kind == "Ternary":
         scales, packed = read_scales(body, n, codec.block_size)
         return saturate(decode_ternary(codec, packed, n, scales), dtype)
+    if kind == "Integers":
+        codes = np.frombuffer(body, f"<i{codec.bits // 8}", n)
+        with np.errstate(over="ignore"):
+            return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
     k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
@@ -348,6 +386,8 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<BH", codec.bits, codec.block_size // 64)
     if kind in ("Sign", "Ternary"):
         return struct.pack("<BH", 0, codec.block_size // 64)
+    if kind == "Integers":
+        return struct.pack("<BH", codec.bits, int(unit_of(codec).view(np.uint32)) >> 16)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
     if kind == "RandomK":
@@ -377,6 +417,12 @@ def read_codec(
         refuse_unless(bits in ((8, 4, 2) if kind == "Quantize" else (0,)), f"{bits} bits")
         sizes = {"Sign": Sign, "Ternary": Ternary}
         codec = sizes[kind](64 * units) if bits == 0 else Quantize(bits, 64 * units)
+    elif kind == "Integers":
+        bits, brain = struct.unpack_from("<BH", raw)
+        scale = np.uint32(brain << 16).view(np.float32)
+        refuse_unless(bits in (8, 16, 32), f"{bits} bits")
+        refuse_unless(bool(2.0**-100 <= scale <= 2.0**100), f"a scale of {scale}")
+        codec = Integers(bits, float(scale))
     else:
         k = struct.unpack_from("<I", raw)[0]
         word = raw[16:20] if kind == "RandomK" else raw[8:12]

@@ -32,6 +32,7 @@ SMALL = [
     tg.RandomK(k=9, seed=2**40, values=tg.Quantize(bits=2)),
     Grid(),
     tg.Ternary(block_size=64),
+    tg.Integers(bits=16, scale=0.25),
     tg.TopK(k=7, indices="rice", values=tg.Ternary(block_size=64)),
     tg.ChunkTopK(k=2, chunk=20, indices="rice"),
 ]

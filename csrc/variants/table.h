@@ -4,6 +4,7 @@
 
 #include "../cast/kernel.h"
 #include "../crc/kernel.h"
+#include "../integers/kernel.h"
 #include "../kernels.h"
 #include "../quantize/kernel.h"
 #include "../sign/kernel.h"
@@ -11,6 +12,7 @@
 
 #define TG_PER_DTYPE(kernel) {kernel<DType::float32>, kernel<DType::float16>, kernel<DType::bfloat16>}
 #define TG_PER_WIDTH(kernel) {kernel<8>, kernel<4>, kernel<2>}
+#define TG_PER_INTEGER(kernel) {kernel<8>, kernel<16>, kernel<32>}
 
 #define TERSEGRAD_DEFINE_KERNELS(variant) \
   namespace tersegrad {                   \
@@ -34,6 +36,8 @@
       compact,                            \
       TG_PER_WIDTH(quantize),             \
       TG_PER_WIDTH(dequantize),           \
+      TG_PER_INTEGER(to_integers),        \
+      TG_PER_INTEGER(from_integers),      \
       pack_signs,                         \
       unpack_signs,                       \
       crc32c,                             \

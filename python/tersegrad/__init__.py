@@ -10,7 +10,18 @@
 from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
-from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
+from .codecs import (
+    Cast,
+    ChunkTopK,
+    Identity,
+    Integers,
+    Quantize,
+    RandomK,
+    Sign,
+    Ternary,
+    TopK,
+    Zstd,
+)
 from .errors import (
     BackendError,
     BudgetError,
@@ -25,6 +36,7 @@ from .feedback import ErrorFeedback
 from .many import compress_many, decompress_many
 from .message import Message
 from .payload import Payload
+from .sums import add
 from .tune import AdaptiveCodec
 
 __version__ = "0.1.0"
@@ -40,6 +52,7 @@ __all__ = [
     "ErrorFeedback",
     "Identity",
     "InputError",
+    "Integers",
     "Message",
     "NonFiniteError",
     "Payload",
@@ -52,6 +65,7 @@ __all__ = [
     "TersegradError",
     "TopK",
     "Zstd",
+    "add",
     "compress",
     "compress_many",
     "decompress",
