@@ -11,6 +11,7 @@ from . import _core
 from .api import NonFinite, decompress
 from .buffers import View, view
 from .codec import Call, Codec, encode
+from .device.payload import SkipCount
 from .errors import InputError, PayloadError, StateError
 from .message import Message
 from .payload import Payload
@@ -134,7 +135,7 @@ class EF21(Sender):
         if velocities and not self.momentum:
             raise StateError("the state has velocities: it is of an EF21 with momentum")
         self._estimates.arrays, self._velocities.arrays = estimates, velocities
-        self._calls, self.skipped = calls, skipped
+        self._calls, self._skipped = calls, SkipCount(skipped)
 
 
 class EF21Receiver:

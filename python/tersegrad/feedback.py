@@ -12,6 +12,10 @@ from .api import NonFinite, compress_view, decompress
 from .buffers import Floats, View, bytes_view, host_array, is_tensor, like, view
 from .codec import Call, Codec, encode
 from .codecs import Cast, Quantize
+from .device import as_tensor, of
+from .device.message import DeviceMessage
+from .device.payload import SkipCount
+from .device.payload import compress as compress_on_device
 from .errors import InputError, PayloadError, StateError
 from .many import pack
 from .message import Message
@@ -69,10 +73,12 @@ class ErrorFeedback(Sender):
     Attributes
     ----------
     skipped : int
-        How many inputs were skipped because they were not finite.
+        How many inputs were skipped because they were not finite. Where tensors lie on a device, reading it waits for that device.
 
     Notes
     -----
+    The options work on the CPU so far; without them tensors may lie on a CUDA device.
+
     The law, to the bit, in float32: with s = v or, under `nesterov`, momentum * v + x, or without momentum x itself,
     ``residual(key) == keep((s + decay * before) - decompress(payload))`` where keep is what storing and loading does: nothing in
     float32, else ``decompress(compress(r, STORAGES[storage], step=payload.step))``.
@@ -118,12 +124,22 @@ class ErrorFeedback(Sender):
         """
         if not self._is_plain:
             return super().compress(x, key)
+        call = self._calls.setdefault(check_key(key), Call())
+        if (backend := of(x)) is not None:
+            tensor = as_tensor(x)
+            there = self._residuals.on_device(key, tensor)
+            coded = compress_on_device(
+                backend, tensor, self.codec, there, self.nonfinite, call.step, call
+            )
+            call.step = (call.step + 1) & 0xFFFFFFFF
+            if self.nonfinite == "skip":
+                self._skipped.add_on_device(coded.status)
+            return coded
         source = view(x)
-        residual = self._residuals.of(check_key(key), source)
-        call = self._calls.setdefault(key, Call())
+        residual = self._residuals.of(key, source)
         payload = compress_view(source, self.codec, residual, self.nonfinite, call)
         call.step = (call.step + 1) & 0xFFFFFFFF
-        self.skipped += payload.skipped
+        self._skipped.add(payload.skipped)
         return payload
 
     def compress_many(self, tensors: Mapping[str, AnyArray]) -> Message:
@@ -135,7 +151,12 @@ class ErrorFeedback(Sender):
         if not self._is_plain:
             return super().compress_many(tensors)
         calls, residuals = [], []
+        on_device = any(of(x) is not None for x in tensors.values())
         for key, tensor in tensors.items():
+            if on_device:
+                residuals.append(self._residuals.on_device(key, as_tensor(tensor)))
+                calls.append(self._calls.setdefault(key, Call()))
+                continue
             residual, call = self._residuals.arrays.get(key), self._calls.get(key)
             if call is None or residual is None or type(residual) is not type(tensor):
                 self._residuals.of(key, view(tensor))
@@ -150,12 +171,17 @@ class ErrorFeedback(Sender):
         try:
             message = pack(xs, codecs, residuals, self.nonfinite, step, calls)
         except InputError:
+            if on_device:
+                raise
             for key, tensor in tensors.items():
                 self._residuals.of(key, view(tensor))  # StateError: says whose shape is another
             raise
         for call in calls:
             call.step = (step + 1) & 0xFFFFFFFF
-        self.skipped += len(message.skipped)
+        if not isinstance(message, DeviceMessage):
+            self._skipped.add(len(message.skipped))
+        elif self.nonfinite == "skip":
+            self._skipped.add_on_device(message.statuses)
         return message
 
     # With options: a residual is changed as a copy, and kept when all has gone well.
@@ -286,7 +312,7 @@ class ErrorFeedback(Sender):
                 stored[key] = compress_view(view(array), codec, None, "error", Call(call.step))
             arrays = {}
         self._residuals.arrays, self._velocities.arrays = arrays, velocities
-        self._stored, self._calls, self.skipped = stored, calls, skipped
+        self._stored, self._calls, self._skipped = stored, calls, SkipCount(skipped)
 
 
 def is_bytes(value: object) -> bool:

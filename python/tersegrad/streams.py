@@ -10,8 +10,20 @@ import numpy as np
 
 from . import _core
 from .api import NonFinite, check_nonfinite, compress_view
-from .buffers import Floats, View, kind_of, like, residual_view, view, writable_view, zeros_like
+from .buffers import (
+    Floats,
+    View,
+    is_tensor,
+    kind_of,
+    like,
+    residual_view,
+    view,
+    writable_view,
+    zeros_like,
+)
 from .codec import Call, Codec, check_codec, check_count, used
+from .device import of
+from .device.payload import SkipCount, checked_copy, new_residual
 from .errors import InputError, NonFiniteError, StateError
 from .message import Message
 from .payload import Payload
@@ -41,11 +53,21 @@ class Kept:
         if array is None:
             array = like(np.zeros(x.array.size, np.float32), "float32", x.shape, x.kind)
             self.arrays[key] = array
-        elif kind_of(array) != x.kind:  # loaded, or the caller changed from NumPy to torch
+        elif of(array) is not None or kind_of(array) != x.kind:  # loaded, or the caller changed
+            if of(array) is not None:
+                array = array.cpu()  # type: ignore[union-attr]
             array = like(view(array).array, "float32", tuple(array.shape), x.kind)
             self.arrays[key] = array
         check_shape(self.what, key, tuple(array.shape), x.shape)
         return residual_view(array, x)
+
+    def on_device(self, key: str, x: Any) -> Any:
+        """The array that belongs to the stream of a tensor on a device, in its shape and there."""
+        array = self.arrays.get(key)
+        if array is None or not is_tensor(array) or array.device != x.device:
+            array = self.arrays[key] = new_residual(x, array)
+        check_shape(self.what, key, tuple(array.shape), tuple(x.shape))
+        return array
 
     def put(self, key: str, array: Floats, x: View) -> None:
         self.arrays[key] = like(array, "float32", x.shape, x.kind)
@@ -58,33 +80,46 @@ class Kept:
 
     def rescale(self, factor: float) -> None:
         for array in self.arrays.values():
+            if of(array) is not None:
+                array.mul_(factor)  # type: ignore[union-attr]
+                continue
             flat = writable_view(array, self.what).array
             np.multiply(flat, np.float32(factor), out=flat)
 
     def norm(self, key: str | None = None) -> float:
         keys = self.arrays if key is None else [key]
-        squares = (float(np.linalg.norm(view(self.arrays[k]).array)) ** 2 for k in keys)
-        return math.sqrt(sum(squares))
+        return math.sqrt(sum(_norm(self.arrays[k]) ** 2 for k in keys))
 
     def snapshot(self) -> dict[str, AnyArray]:
-        return {key: _copy(view(array)) for key, array in self.arrays.items()}
+        return {key: _copy(array) for key, array in self.arrays.items()}
 
     def checked(self, saved: Mapping[Any, Any]) -> dict[str, AnyArray]:
         """Copies of what was saved, to become `arrays`; `StateError` if they cannot be."""
         copies: dict[str, AnyArray] = {}
         for key, array in dict(saved).items():
             try:
+                if of(array) is not None:
+                    copies[str(key)] = checked_copy(array, f"{self.what} {key!r}")
+                    continue
                 got = view(array, f"{self.what} {key!r}")
             except InputError as error:
                 raise StateError(str(error)) from error
             if got.dtype != "float32" or not np.isfinite(got.array).all():
                 raise StateError(f"{self.what} {key!r} must be finite float32")
-            copies[str(key)] = _copy(got)
+            copies[str(key)] = like(got.array.copy(), "float32", got.shape, got.kind)
         return copies
 
 
-def _copy(x: View) -> AnyArray:
-    return like(x.array.copy(), "float32", x.shape, x.kind)
+def _norm(array: Any) -> float:
+    if of(array) is not None:
+        return float(array.norm())
+    return float(np.linalg.norm(view(array).array))
+
+
+def _copy(array: Any) -> Any:
+    if of(array) is not None:
+        return array.clone()
+    return like(view(array).array.copy(), "float32", tuple(array.shape), kind_of(array))
 
 
 def check_shape(what: str, key: str, own: tuple[int, ...], given: tuple[int, ...]) -> None:
@@ -122,8 +157,13 @@ class Sender:
     def __init__(self, codec: Codec, nonfinite: NonFinite) -> None:
         self.codec = check_codec(codec)
         self.nonfinite = check_nonfinite(nonfinite)
-        self.skipped = 0
+        self._skipped = SkipCount()
         self._calls: dict[str, Call] = {}
+
+    @property
+    def skipped(self) -> int:
+        """How many inputs were skipped because they were not finite."""
+        return self._skipped.read()
 
     # What a kind of feedback defines.
 
@@ -156,7 +196,7 @@ class Sender:
             self._refuse([key])
         payload = self._payload(key, source, call)
         call.step = (call.step + 1) & 0xFFFFFFFF
-        self.skipped += payload.skipped
+        self._skipped.add(payload.skipped)
         return payload
 
     def compress_many(self, tensors: Mapping[str, AnyArray]) -> Message:
@@ -183,7 +223,7 @@ class Sender:
             calls[key].step = step
             payloads.append(self._payload(key, x, calls[key]))
             calls[key].step = (step + 1) & 0xFFFFFFFF
-        self.skipped += len(bad)
+        self._skipped.add(len(bad))
         bodies = [payload._body for payload in payloads]
         return Message(
             [self.codec] * len(bodies),
