@@ -30,6 +30,11 @@ inline int integer_slot(int bits) { return bits == 8 ? 0 : bits == 16 ? 1 : 2; }
 // collect may write this many entries beyond the count it returns.
 constexpr size_t kCollectSlack = 16;
 
+struct Moments {
+  float sum, squares;  // of the magnitudes, in the lanes of sign/spec.h
+  uint32_t max_key;
+};
+
 struct Kernels {
   const char* name;
 
@@ -74,6 +79,9 @@ struct Kernels {
   // sign: one block.
   SignSummary (*pack_signs)(const float* a, size_t n, uint8_t* bits);
   void (*unpack_signs)(const uint8_t* bits, float scale, float* out, size_t n);
+
+  // threshold: at most a piece.
+  Moments (*moments)(const float* a, size_t n);
 
   // crc: continues a CRC-32C; start with 0.
   uint32_t (*crc32c)(uint32_t crc, const void* data, size_t bytes);

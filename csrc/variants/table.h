@@ -8,6 +8,7 @@
 #include "../kernels.h"
 #include "../quantize/kernel.h"
 #include "../sign/kernel.h"
+#include "../threshold/kernel.h"
 #include "../topk/kernel.h"
 
 #define TG_PER_DTYPE(kernel) {kernel<DType::float32>, kernel<DType::float16>, kernel<DType::bfloat16>}
@@ -40,6 +41,7 @@
       TG_PER_INTEGER(from_integers),      \
       pack_signs,                         \
       unpack_signs,                       \
+      moments,                            \
       crc32c,                             \
   };                                      \
   }

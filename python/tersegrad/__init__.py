@@ -19,6 +19,7 @@ from .codecs import (
     RandomK,
     Sign,
     Ternary,
+    Threshold,
     TopK,
     Zstd,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "StateError",
     "Ternary",
     "TersegradError",
+    "Threshold",
     "TopK",
     "Zstd",
     "add",

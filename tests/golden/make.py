@@ -78,6 +78,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "RandomK",
         {"k": 111, "seed": 5, "values": ("Integers", {"bits": 16, "scale": 0.0078125})},
     ),
+    "threshold": ("Threshold", {"value": 0.75}),
+    "threshold-density": (
+        "Threshold",
+        {"density": 0.1, "values": ("Quantize", {"bits": 4}), "indices": "elias-fano"},
+    ),
+    "threshold-rice": ("Threshold", {"density": 0.2, "indices": "rice"}),
+    "threshold-none": ("Threshold", {"value": 1e6, "indices": "bitmap"}),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from .quantize import Quantize
 from .random_k import RandomK
 from .sign import Sign
 from .ternary import Ternary
+from .threshold import Threshold
 from .topk import TopK
 from .zstd import Zstd
 
@@ -19,6 +20,7 @@ __all__ = [
     "RandomK",
     "Sign",
     "Ternary",
+    "Threshold",
     "TopK",
     "Zstd",
 ]
