@@ -27,8 +27,8 @@ class Threshold(Indexed, id=16):
     systems"), with the tail counted after each stage. The share that is sent is then mostly within a sixteenth of `density`. Where many
     magnitudes are equal it can be far from it, and zeros are never sent. The fit depends on the tensor alone, not on earlier calls.
 
-    `TopK` sends exactly its share, and is as fast here; take `Threshold` with a `value`, where the number of entries should follow the
-    gradient: large steps send much, small ones little, none perhaps. Meant to be used with error feedback. Bodies have no fixed size:
+    `TopK` sends exactly its share, and is faster than the fit. Take `Threshold` with a `value`, where the number of entries should follow
+    the gradient: large steps send much, small ones little, none perhaps. Meant to be used with error feedback. Bodies have no fixed size:
     `compress`, `compress_many` and federated messages take it, DDP and `encode_into` do not.
 
     Parameters
