@@ -10,7 +10,18 @@
 from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
-from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
+from .codecs import (
+    Cast,
+    ChunkTopK,
+    Identity,
+    Quantize,
+    RandomK,
+    Rotated,
+    Sign,
+    Ternary,
+    TopK,
+    Zstd,
+)
 from .errors import (
     BackendError,
     BudgetError,
@@ -46,6 +57,7 @@ __all__ = [
     "PayloadError",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "StateError",
     "Ternary",

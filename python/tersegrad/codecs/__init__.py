@@ -4,6 +4,7 @@ from .cast import Cast, Identity
 from .chunk_topk import ChunkTopK
 from .quantize import Quantize
 from .random_k import RandomK
+from .rotated import Rotated
 from .sign import Sign
 from .ternary import Ternary
 from .topk import TopK
@@ -15,6 +16,7 @@ __all__ = [
     "Identity",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "Ternary",
     "TopK",
