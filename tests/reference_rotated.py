@@ -66,9 +66,7 @@ def block_bytes(codec: Any, length: int) -> int:
 
 
 def body_size(codec: Any, n: int) -> int:
-    return sum(
-        rows * (4 + block_bytes(codec, length)) for _, rows, length in lengths(codec, n)
-    )
+    return sum(rows * (4 + block_bytes(codec, length)) for _, rows, length in lengths(codec, n))
 
 
 def signs(codec: Any, step: int, first: int, count: int, second: bool) -> np.ndarray:
@@ -175,10 +173,9 @@ def encode(codec: Any, a: np.ndarray, step: int) -> bytes:
         level = levels[code]
         products, level_squares = lane_sums(level * magnitude), lane_sums(level * level)
         divisor = np.where(products > 0, products, np.float32(1))
-        if codec.scale == "unbiased":
-            scale = squares / divisor * (np.float32(length) / np.float32(kept))
-        else:
-            scale = products / level_squares
+        share = np.float32(length) / np.float32(kept)
+        unbiased = codec.scale == "unbiased"
+        scale = squares / divisor * share if unbiased else products / level_squares
         with np.errstate(over="ignore"):
             scale = np.minimum(scale * power, LARGEST)
         zero = largest == 0

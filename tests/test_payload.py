@@ -34,6 +34,8 @@ SMALL = [
     tg.Ternary(block_size=64),
     tg.TopK(k=7, indices="rice", values=tg.Ternary(block_size=64)),
     tg.ChunkTopK(k=2, chunk=20, indices="rice"),
+    tg.Rotated(3, block=64),
+    tg.Rotated(0.3, block=64, seed=2**40),
 ]
 
 

