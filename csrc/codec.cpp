@@ -41,6 +41,8 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return quantized.scale_bytes(n) + quantized.code_bytes(n);
     case Kind::sign:
       return signs.scale_bytes(n) + (n + 7) / 8;
+    case Kind::integers:
+      return integer.code_bytes(n);
     case Kind::rotated:
       return rotated.scale_bytes(n) + rotated.code_bytes(n);
     default:
@@ -60,6 +62,10 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
     }
     case Kind::sign:
       return sign::encode(x, residual, dtype, signs, body);
+    case Kind::integers: {
+      Noise noise{seed, step};
+      return integers::encode(x, residual, dtype, integer, stochastic ? &noise : nullptr, body);
+    }
     case Kind::rotated:
       return rotate::encode(x, residual, dtype, rotated, unbiased, {seed, step}, body);
     default:
@@ -77,6 +83,8 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return quantize::check(body, quantized, n);
     case Kind::sign:
       return sign::check(body, signs, n);
+    case Kind::integers:
+      return nullptr;
     case Kind::rotated:
       return rotate::check(body, rotated, n);
     default:
@@ -95,6 +103,8 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, uint32_t step, size_t 
       return quantize::decode(body, dtype, quantized, n, begin, out);
     case Kind::sign:
       return sign::decode(body, dtype, signs, n, begin, out);
+    case Kind::integers:
+      return integers::decode(body, dtype, integer, begin, out);
     case Kind::rotated:
       return rotate::decode(body, dtype, rotated, {seed, step}, n, begin, out);
     default:

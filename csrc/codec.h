@@ -3,6 +3,7 @@
 #pragma once
 
 #include "index/operation.h"
+#include "integers/operation.h"
 #include "quantize/operation.h"
 #include "rotate/operation.h"
 #include "sign/operation.h"
@@ -16,7 +17,7 @@ enum class Outcome { ok, not_finite, out_of_memory };
 
 // What becomes of every value, or of the survivors' values in a sparse codec.
 struct ValueCodec {
-  enum class Kind { identity, cast, quantize, sign, ternary, rotated } kind = Kind::identity;
+  enum class Kind { identity, cast, quantize, sign, ternary, integers, rotated } kind = Kind::identity;
   DType wire = DType::float32;         // cast
   quantize::Layout quantized{8, 256};  // quantize
   bool stochastic = false;
@@ -24,7 +25,8 @@ struct ValueCodec {
   sign::Layout signs{1024};      // sign
   ternary::Layout digits{1024};  // ternary
   float threshold = 0;
-  rotate::Layout rotated{4, 4096, 0};  // rotated
+  integers::Layout integer{32, {1, 1, 1}};  // integers
+  rotate::Layout rotated{4, 4096, 0};       // rotated
   bool unbiased = true;
 
   size_t body_bytes(size_t n, DType dtype) const;

@@ -12,6 +12,8 @@ struct Noise {
   uint32_t step;
 };
 
+struct IntegerGrid;
+
 struct SignSummary {
   float sum;  // of the magnitudes, in the order of sign/spec.h
   uint32_t max_key;
@@ -29,6 +31,8 @@ constexpr int kDTypes = 3;
 inline int dtype_slot(DType dtype) { return static_cast<int>(dtype) - 1; }
 constexpr int kCodeWidths = 3;
 inline int bits_slot(int bits) { return bits == 8 ? 0 : bits == 4 ? 1 : 2; }
+constexpr int kIntegerWidths = 3;
+inline int integer_slot(int bits) { return bits == 8 ? 0 : bits == 16 ? 1 : 2; }
 
 constexpr int kRotationWidths = 4;
 
@@ -69,6 +73,12 @@ struct Kernels {
   uint32_t (*quantize[kCodeWidths])(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first,
                                     uint8_t* scales, uint8_t* codes, float* lost);
   void (*dequantize[kCodeWidths])(const uint8_t* codes, const uint8_t* scales, size_t block_size, float* out, size_t n);
+
+  // integers: codes of 8, 16 or 32 bits at any address. `first` is the tensor index of a[0], a multiple of 64. Returns
+  // the largest key. With `lost` (which may be a itself), it receives a minus what the codes decode to.
+  uint32_t (*to_integers[kIntegerWidths])(const float* a, size_t n, const IntegerGrid& grid, const Noise* noise,
+                                          uint64_t first, uint8_t* codes, float* lost);
+  void (*from_integers[kIntegerWidths])(const uint8_t* codes, float scale, float* out, size_t n);
 
   // sign: one block.
   SignSummary (*pack_signs)(const float* a, size_t n, uint8_t* bits);

@@ -11,7 +11,7 @@ namespace {
 #if TERSEGRAD_SIMD
 // philox() of sixteen consecutive counters below 2^32. The lanes are kept apart as the even and the odd ones, where a
 // 64-bit product has room; what is above the low 32 bits of a lane is never looked at.
-inline void philox_lanes(const Noise& noise, uint32_t first_counter, PhiloxDomain domain, U words[4]) {
+inline void philox_lanes(const Noise& noise, uint32_t first_counter, U words[4], PhiloxDomain domain = kRoundingNoise) {
   Halves c0 = split_lanes(lane_numbers() + splat(first_counter)), c1 = split_lanes(splat(0u));
   Halves c2 = split_lanes(splat(noise.step)), c3 = split_lanes(splat(static_cast<uint32_t>(domain)));
   uint32_t k0 = static_cast<uint32_t>(noise.seed), k1 = static_cast<uint32_t>(noise.seed >> 32);

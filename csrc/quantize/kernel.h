@@ -58,9 +58,9 @@ inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noi
     // The words of one call serve 128 entries, in two runs of four vectors; a block may begin at the second.
     U words[4];
     bool second = first / 64 % 2 != 0;
-    if (second) philox_lanes(*noise, static_cast<uint32_t>(first / 128 * 16), kRoundingNoise, words);
+    if (second) philox_lanes(*noise, static_cast<uint32_t>(first / 128 * 16), words);
     for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-      if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), kRoundingNoise, words);
+      if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
       prefetch(a + i + kLanes);
       prefetch(a + i + 3 * kLanes);
       for (size_t j = 0; j < 4; ++j) {

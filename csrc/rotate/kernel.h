@@ -13,7 +13,7 @@ void rotation_signs(const Noise& noise, uint32_t first_counter, size_t groups, u
     const uint32_t counter = first_counter + static_cast<uint32_t>(16 * g);
 #if TERSEGRAD_SIMD
     U lanes[4];
-    philox_lanes(noise, counter, kRotationSigns, lanes);
+    philox_lanes(noise, counter, lanes, kRotationSigns);
     for (size_t w = 0; w < 4; ++w) store(words + w * kLanes, lanes[w]);
 #else
     for (uint32_t j = 0; j < 16; ++j) {

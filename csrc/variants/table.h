@@ -4,6 +4,7 @@
 
 #include "../cast/kernel.h"
 #include "../crc/kernel.h"
+#include "../integers/kernel.h"
 #include "../kernels.h"
 #include "../quantize/kernel.h"
 #include "../rotate/kernel.h"
@@ -12,6 +13,7 @@
 
 #define TG_PER_DTYPE(kernel) {kernel<DType::float32>, kernel<DType::float16>, kernel<DType::bfloat16>}
 #define TG_PER_WIDTH(kernel) {kernel<8>, kernel<4>, kernel<2>}
+#define TG_PER_INTEGER(kernel) {kernel<8>, kernel<16>, kernel<32>}
 #define TG_PER_ROTATION_WIDTH(kernel) {kernel<1>, kernel<2>, kernel<3>, kernel<4>}
 
 #define TERSEGRAD_DEFINE_KERNELS(variant)        \
@@ -36,6 +38,8 @@
       compact,                                   \
       TG_PER_WIDTH(quantize),                    \
       TG_PER_WIDTH(dequantize),                  \
+      TG_PER_INTEGER(to_integers),               \
+      TG_PER_INTEGER(from_integers),             \
       pack_signs,                                \
       unpack_signs,                              \
       rotation_signs,                            \

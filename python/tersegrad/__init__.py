@@ -14,6 +14,7 @@ from .codecs import (
     Cast,
     ChunkTopK,
     Identity,
+    Integers,
     Quantize,
     RandomK,
     Rotated,
@@ -36,6 +37,7 @@ from .feedback import ErrorFeedback
 from .many import compress_many, decompress_many
 from .message import Message
 from .payload import Payload
+from .sums import add
 from .tune import AdaptiveCodec
 
 __version__ = "0.1.0"
@@ -51,6 +53,7 @@ __all__ = [
     "ErrorFeedback",
     "Identity",
     "InputError",
+    "Integers",
     "Message",
     "NonFiniteError",
     "Payload",
@@ -64,6 +67,7 @@ __all__ = [
     "TersegradError",
     "TopK",
     "Zstd",
+    "add",
     "compress",
     "compress_many",
     "decompress",

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from .codec import Codec, check_codec, check_fixed_size, decode_into, encode_into
 from .codecs import Identity, Quantize
 from .errors import InputError, StateError
+from .in_flight import lend
 
 HEAD = struct.Struct("<4sIIB3x")
 MAGIC = b"TGX\x01"
@@ -190,7 +191,7 @@ def all_gather(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """One row per rank of the group."""
     gathered = own.new_empty(dist.get_world_size(group) * own.numel())
     newer: Any = getattr(dist, "all_gather_single", None)  # the older name warns where there is one
-    (newer or dist.all_gather_into_tensor)(gathered, own, group=group)
+    (newer or dist.all_gather_into_tensor)(lend(gathered), lend(own), group=group)
     return gathered.view(-1, own.numel())
 
 

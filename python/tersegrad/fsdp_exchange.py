@@ -37,6 +37,7 @@ from .exchange import (
     read_marks,
     write,
 )
+from .in_flight import lend
 
 COUNTED = (
     *("reductions", "uncompressed", "sent_bytes", "dense_bytes", "nonfinite"),
@@ -260,7 +261,8 @@ class CompressedReduceScatter(Exchange):
         failure = write(layouts, torch.split(own, sizes), values, residuals, self.step)
         self._count(input_tensor, own.numel(), begin)
         messages = own.new_empty(world_size * sizes[rank])
-        dist.all_to_all_single(messages, own, [sizes[rank]] * world_size, sizes, group=group)
+        received = [sizes[rank]] * world_size
+        dist.all_to_all_single(lend(messages), lend(own), received, sizes, group=group)
         messages = messages.view(world_size, -1)
         self._sum(
             *(parameters, layouts[rank], messages, fresh, failure),
@@ -286,7 +288,7 @@ class CompressedReplicas(Exchange):
         if length != reduce_output.numel():
             self.counters["uncompressed"] += 1
             self._count(reduce_output, reduce_output.nbytes, begin)
-            dist.all_reduce(reduce_output, group=self._group)
+            dist.all_reduce(lend(reduce_output), group=self._group)
             reduce_output.div_(world_size)
             return
         (layout,) = self._layouts_of(parameters, [shard_rank], reduce_output, self._group)

@@ -9,6 +9,7 @@
 
 #include "../../csrc/codec.h"
 #include "../../csrc/dispatch.h"
+#include "../../csrc/integers/spec.h"
 #include "../../csrc/philox.h"
 
 using namespace tersegrad;
@@ -16,7 +17,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 49;
+constexpr size_t kKernels = 55;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -245,6 +246,34 @@ uint64_t quantize_family(const Kernels& kernels, size_t n) {
   return hash.state();
 }
 
+uint64_t integers_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  Floats a = finite_floats(n, 1);
+  for (size_t i = 5; i < n; i += 7) a[i] *= 0x1p20f;  // beyond every limit but that of 32 bits
+  const Noise noise{0x0123456789abcdefu, 43};
+  for (int bits : {8, 16, 32}) {
+    int slot = integer_slot(bits);
+    const float largest = bits == 32 ? 0x1.fffffep30f : static_cast<float>((1 << (bits - 1)) - 1);
+    for (float scale : {0x1p-7f, 0.37f}) {
+      const IntegerGrid grid{scale, 1 / scale, largest};
+      for (const Noise* chosen : {static_cast<const Noise*>(nullptr), &noise}) {
+        for (uint64_t first : {uint64_t{0}, uint64_t{64}, uint64_t{0xffffff40u}}) {
+          Bytes codes(n * static_cast<size_t>(bits) / 8 + 1);  // at an odd address
+          Floats lost = first == 0 ? Floats() : a, decoded(n);
+          const float* from = first == 0 ? a.data() : lost.data();
+          hash.add(kernels.to_integers[slot](from, n, grid, chosen, first, codes.data() + 1,
+                                             first == 0 ? nullptr : lost.data()));
+          hash.add(lost);
+          hash.add(codes);
+          kernels.from_integers[slot](codes.data() + 1, scale, decoded.data(), n);
+          hash.add(decoded);
+        }
+      }
+    }
+  }
+  return hash.state();
+}
+
 uint64_t sign_family(const Kernels& kernels, size_t n) {
   Hash hash;
   const Floats a = finite_floats(n, 1);
@@ -357,6 +386,19 @@ ValueCodec ternary_digits(size_t block_size, float threshold) {
 }
 std::vector<Codec> ternary_codecs() {
   return {dense(ternary_digits(64, 0)), dense(ternary_digits(320, 0.7f)), dense(ternary_digits(1024, 1.5f))};
+}
+ValueCodec integers_of(int bits, float scale, float limit, bool stochastic) {
+  ValueCodec values;
+  values.kind = Kind::integers;
+  values.integer = {bits, {scale, 1 / scale, limit}};
+  values.stochastic = stochastic;
+  values.seed = 0x0123456789abcdefu;
+  return values;
+}
+std::vector<Codec> integers_codecs() {
+  return {dense(integers_of(8, 0x1p-4f, 127, false)), dense(integers_of(16, 0.01f, 2047, true)),
+          dense(integers_of(32, 0x1p-20f, 0x1p24f, true)),
+          sparse(Selection::random, 0.1, 0, integers_of(16, 0x1p-7f, 32767, false))};
 }
 ValueCodec rotated(int bits, size_t block_size, size_t kept, bool unbiased) {
   ValueCodec values;
@@ -476,6 +518,7 @@ int main() {
   const Family families[] = {{"cast", cast_family, cast_codecs()},
                              {"topk", topk_family, topk_codecs()},
                              {"quantize", quantize_family, quantize_codecs()},
+                             {"integers", integers_family, integers_codecs()},
                              {"sign", sign_family, sign_codecs()},
                              {"rotate", rotate_family, rotate_codecs()},
                              {"ternary", nullptr, ternary_codecs()},

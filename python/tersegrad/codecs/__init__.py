@@ -2,6 +2,7 @@
 
 from .cast import Cast, Identity
 from .chunk_topk import ChunkTopK
+from .integers import Integers
 from .quantize import Quantize
 from .random_k import RandomK
 from .rotated import Rotated
@@ -14,6 +15,7 @@ __all__ = [
     "Cast",
     "ChunkTopK",
     "Identity",
+    "Integers",
     "Quantize",
     "RandomK",
     "Rotated",
