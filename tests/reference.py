@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import reference_rotated as rotated
 from reference_indices import (
     INDEX_FORMS,
     bytes_of,
@@ -43,9 +44,10 @@ from reference_numbers import (
     store,
     widen,
 )
+from reference_rotated import Rotated
 
-# What the tests use of the other two files.
-__all__ = ["RefusedError", "accumulate", "low_bits", "philox"]
+# What the tests use of the other files.
+__all__ = ["RefusedError", "Rotated", "accumulate", "low_bits", "philox"]
 
 
 # --- Codecs: the fields of section 4 with the defaults of the package. ---
@@ -122,6 +124,7 @@ CODEC_IDS = {
     "ChunkTopK": 6,
     "RandomK": 7,
     "Ternary": 8,
+    "Rotated": 10,
     "Integers": 15,
 }
 VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers")
@@ -190,6 +193,8 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return 4 * math.ceil(n / codec.block_size) + digits
     if kind == "Integers":
         return n * codec.bits // 8
+    if kind == "Rotated":
+        return rotated.body_size(codec, n)
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -312,6 +317,8 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_ternary(codec, a)
     if kind == "Integers":
         return encode_integers(codec, a, step)
+    if kind == "Rotated":
+        return rotated.encode(codec, a, step)
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -359,6 +366,8 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
         codes = np.frombuffer(body, f"<i{codec.bits // 8}", n)
         with np.errstate(over="ignore"):
             return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
+    if kind == "Rotated":
+        return saturate(rotated.decode(codec, body, n, step), dtype)
     k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
@@ -388,6 +397,10 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<BH", 0, codec.block_size // 64)
     if kind == "Integers":
         return struct.pack("<BH", codec.bits, int(unit_of(codec).view(np.uint32)) >> 16)
+    if kind == "Rotated":
+        log2 = codec.block.bit_length() - 1
+        share = rotated.share_of(codec)
+        return struct.pack("<BBHQI", rotated.width_of(codec), log2, share, codec.seed, step)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
     if kind == "RandomK":
@@ -423,6 +436,12 @@ def read_codec(
         refuse_unless(bits in (8, 16, 32), f"{bits} bits")
         refuse_unless(bool(2.0**-100 <= scale <= 2.0**100), f"a scale of {scale}")
         codec = Integers(bits, float(scale))
+    elif kind == "Rotated":
+        bits, log2, share, seed, step = struct.unpack_from("<BBHQI", raw)
+        refuse_unless(1 <= bits <= 4 and 6 <= log2 <= 16, f"{bits} bits, blocks of 2**{log2}")
+        least = math.ceil(0.1 * 2**log2)
+        refuse_unless(not share or (bits == 1 and least <= share < 2**log2), f"{share} sent")
+        codec = Rotated(share / 2**log2 if share else bits, 2**log2, seed=seed)
     else:
         k = struct.unpack_from("<I", raw)[0]
         word = raw[16:20] if kind == "RandomK" else raw[8:12]

@@ -78,6 +78,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "RandomK",
         {"k": 111, "seed": 5, "values": ("Integers", {"bits": 16, "scale": 0.0078125})},
     ),
+    "rotated-1-mmse": ("Rotated", {"bits": 1, "block": 256, "scale": "mmse"}),
+    "rotated-2": ("Rotated", {"bits": 2, "block": 64, "seed": 0x123456789ABCDEF0}),
+    "rotated-3": ("Rotated", {"bits": 3, "block": 256}),
+    "rotated-4": ("Rotated", {"bits": 4}),
+    "rotated-quarter": ("Rotated", {"bits": 0.25, "block": 256, "seed": 7}),
 }  # fmt: skip
 
 

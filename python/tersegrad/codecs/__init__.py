@@ -5,6 +5,7 @@ from .chunk_topk import ChunkTopK
 from .integers import Integers
 from .quantize import Quantize
 from .random_k import RandomK
+from .rotated import Rotated
 from .sign import Sign
 from .ternary import Ternary
 from .topk import TopK
@@ -17,6 +18,7 @@ __all__ = [
     "Integers",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "Ternary",
     "TopK",
