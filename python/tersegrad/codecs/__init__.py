@@ -5,8 +5,10 @@ from .chunk_topk import ChunkTopK
 from .integers import Integers
 from .quantize import Quantize
 from .random_k import RandomK
+from .rotated import Rotated
 from .sign import Sign
 from .ternary import Ternary
+from .threshold import Threshold
 from .topk import TopK
 from .zstd import Zstd
 
@@ -17,8 +19,10 @@ __all__ = [
     "Integers",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "Ternary",
+    "Threshold",
     "TopK",
     "Zstd",
 ]
