@@ -10,7 +10,21 @@
 from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
-from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
+from .codecs import (
+    Cast,
+    ChunkTopK,
+    Identity,
+    Integers,
+    Quantize,
+    RandomK,
+    Rotated,
+    Sign,
+    Ternary,
+    Threshold,
+    TopK,
+    Zstd,
+)
+from .ef21 import EF21, EF21Receiver
 from .errors import (
     BackendError,
     BudgetError,
@@ -25,11 +39,13 @@ from .feedback import ErrorFeedback
 from .many import compress_many, decompress_many
 from .message import Message
 from .payload import Payload
+from .sums import add
 from .tune import AdaptiveCodec
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EF21",
     "AdaptiveCodec",
     "BackendError",
     "BudgetError",
@@ -37,21 +53,26 @@ __all__ = [
     "ChunkTopK",
     "Codec",
     "CodecError",
+    "EF21Receiver",
     "ErrorFeedback",
     "Identity",
     "InputError",
+    "Integers",
     "Message",
     "NonFiniteError",
     "Payload",
     "PayloadError",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "StateError",
     "Ternary",
     "TersegradError",
+    "Threshold",
     "TopK",
     "Zstd",
+    "add",
     "compress",
     "compress_many",
     "decompress",
