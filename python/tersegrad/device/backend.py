@@ -18,6 +18,7 @@ import numpy as np
 from ..buffers import DTYPE_CODES, is_tensor
 from ..codec import Call, Codec
 from ..errors import BackendError, InputError
+from .forms import form_of
 
 if TYPE_CHECKING:
     import torch
@@ -128,12 +129,9 @@ class Backend:
         """The native form of a codec; `CodecError` if the device has none."""
         made = codec.__dict__.get("_device_form")
         if made is None or made[0] is not self.native:
-            made = (self.native, self._make_form(codec))
+            made = (self.native, form_of(self.native, codec))
             codec.__dict__["_device_form"] = made
         return made[1]
-
-    def _make_form(self, codec: Codec) -> Any:
-        return self.native.form_of(codec)
 
     def encode(
         self,
@@ -164,6 +162,7 @@ class Backend:
                 *_step(step),
                 status.data_ptr(),
                 _address(skip),
+                0 if call is None else self._last_key(call, x.device).data_ptr(),
                 body.data_ptr(),
                 checked,
                 *work,
@@ -193,6 +192,16 @@ class Backend:
                 scale,
                 *work,
             )
+
+    @staticmethod
+    def _last_key(call: Call, device: torch.device) -> torch.Tensor:
+        """Where the device keeps what `Call.last_key` is on the host."""
+        import torch
+
+        if call.device_key is None or call.device_key.device != device:
+            call.device_key = torch.zeros(1, dtype=torch.int32, device=device)
+        key: torch.Tensor = call.device_key
+        return key
 
     @contextlib.contextmanager
     def _calling(self, codec: Codec, entries: torch.Tensor, dtype: str) -> Iterator[list[Any]]:
