@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
+import tersegrad as tg
 from tersegrad import _core
-from tersegrad._core import Codec, ValueCodec
-
-__all__ = ["Codec", "ValueCodec"]
+from tersegrad._core import Codec
+from tersegrad.codecs import Identity
 
 TYPES = {1: np.float32, 2: np.float16, 3: np.uint16}
 SENT, SKIPPED, NOT_FINITE, SUM_NOT_FINITE = range(4)
+VALUES = (Identity, tg.Cast, tg.Quantize, tg.Sign)
+SELECTIONS = (tg.TopK, tg.ChunkTopK, tg.RandomK)
 
 
 def driver_version() -> int:
@@ -25,6 +27,15 @@ def driver_version() -> int:
 
 def device_count() -> int:
     return 1
+
+
+def form_of(codec: tg.Codec) -> Codec:
+    values = getattr(codec, "values", None) or Identity()
+    known = type(codec) in VALUES or (type(codec) in SELECTIONS and type(values) in VALUES)
+    if not known or not codec.is_fixed_size:
+        raise tg.CodecError(f"{codec} has no form on the device; use .cpu()")
+    native: Codec = codec._native  # type: ignore[attr-defined]
+    return native
 
 
 def workspace_bytes(codec: Codec, n: int, dtype: int) -> int:
@@ -42,7 +53,6 @@ def encode(
     step_at: int,
     status: int,
     skip: int,
-    last_key: int,
     body: int,
     checked: bool,
     *work: int,
@@ -51,7 +61,6 @@ def encode(
     entries, told = array(x, n, TYPES[x_dtype]), array(status, 1, np.int32)
     target = array(body, codec.body_bytes(n, dtype), np.uint8)
     kept = array(residual, n, np.float32) if residual else None
-    key = array(last_key, 1, np.uint32) if last_key else np.zeros(1, np.uint32)
     number = int(array(step_at, 1, np.uint32)[0]) if step_at else step
     told[0] = SENT
     if skip and array(skip, 1, np.int32)[0]:
@@ -60,9 +69,9 @@ def encode(
         told[0] = NOT_FINITE
     else:
         before = None if kept is None else kept.copy()
-        finite, key[0], _ = codec.encode(entries, kept, dtype, number, int(key[0]), target)
+        finite, _, _ = codec.encode(entries, kept, dtype, number, 0, target)
         if not finite:
-            told[0], key[0] = SUM_NOT_FINITE, 0
+            told[0] = SUM_NOT_FINITE
             if kept is not None:
                 kept[:] = before
     if told[0] != SENT:

@@ -52,8 +52,6 @@ class Call:
     step: int = 0
     #: The k-th largest magnitude of the last call, as the bits of a float32: a head start for the next top-k. Never changes a result.
     last_key: int = 0
-    #: The same on a device: one int32 there. It never leaves it.
-    device_key: Any = dataclasses.field(default=None, repr=False, compare=False)
     #: Told by the call: how many bytes of the body were used. Fewer than there were only if the codec has no fixed size.
     body_bytes: int = 0
 

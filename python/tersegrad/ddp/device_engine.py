@@ -155,7 +155,6 @@ class DeviceMarks:
             self._cell(slot, piece),
             residual,
             step=task.random_step,
-            call=piece.call,
             checked=careless,
             skip=None if residual is None else self._skip(slot),
         )
@@ -179,7 +178,6 @@ class DeviceMarks:
             self._cell(slot, piece),
             residual,
             step=task.random_step,
-            call=piece.second_call,
             checked=careless,
             skip=self._skip(slot),
         )

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..buffers import DTYPE_CODES, is_tensor
-from ..codec import Call, Codec
+from ..codec import Codec
 from ..errors import BackendError, InputError
-from .forms import form_of
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +128,7 @@ class Backend:
         """The native form of a codec; `CodecError` if the device has none."""
         made = codec.__dict__.get("_device_form")
         if made is None or made[0] is not self.native:
-            made = (self.native, form_of(self.native, codec))
+            made = (self.native, self.native.form_of(codec))
             codec.__dict__["_device_form"] = made
         return made[1]
 
@@ -143,7 +142,6 @@ class Backend:
         residual: torch.Tensor | None = None,
         *,
         step: int | torch.Tensor = 0,
-        call: Call | None = None,
         checked: bool = False,
         skip: torch.Tensor | None = None,
     ) -> None:
@@ -162,7 +160,6 @@ class Backend:
                 *_step(step),
                 status.data_ptr(),
                 _address(skip),
-                0 if call is None else self._last_key(call, x.device).data_ptr(),
                 body.data_ptr(),
                 checked,
                 *work,
@@ -192,16 +189,6 @@ class Backend:
                 scale,
                 *work,
             )
-
-    @staticmethod
-    def _last_key(call: Call, device: torch.device) -> torch.Tensor:
-        """Where the device keeps what `Call.last_key` is on the host."""
-        import torch
-
-        if call.device_key is None or call.device_key.device != device:
-            call.device_key = torch.zeros(1, dtype=torch.int32, device=device)
-        key: torch.Tensor = call.device_key
-        return key
 
     @contextlib.contextmanager
     def _calling(self, codec: Codec, entries: torch.Tensor, dtype: str) -> Iterator[list[Any]]:
