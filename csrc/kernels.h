@@ -38,6 +38,11 @@ constexpr int kRotationWidths = 4;
 // collect may write this many entries beyond the count it returns.
 constexpr size_t kCollectSlack = 16;
 
+struct Moments {
+  float sum, squares;  // of the magnitudes, in the lanes of sign/spec.h
+  uint32_t max_key;
+};
+
 struct Kernels {
   const char* name;
 
@@ -96,6 +101,9 @@ struct Kernels {
   RotationSums (*quantize_rotated[kRotationWidths])(const float* z, size_t n, uint8_t* codes);
   void (*dequantize_rotated[kRotationWidths])(const uint8_t* codes, size_t n, float* out);
   float (*sum_of_squares)(const float* values, size_t n);  // in the order of sign/spec.h
+
+  // threshold: at most a piece.
+  Moments (*moments)(const float* a, size_t n);
 
   // crc: continues a CRC-32C; start with 0.
   uint32_t (*crc32c)(uint32_t crc, const void* data, size_t bytes);

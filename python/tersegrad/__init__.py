@@ -20,6 +20,7 @@ from .codecs import (
     Rotated,
     Sign,
     Ternary,
+    Threshold,
     TopK,
     Zstd,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "StateError",
     "Ternary",
     "TersegradError",
+    "Threshold",
     "TopK",
     "Zstd",
     "add",
