@@ -24,6 +24,7 @@ from .codecs import (
     TopK,
     Zstd,
 )
+from .ef21 import EF21, EF21Receiver
 from .errors import (
     BackendError,
     BudgetError,
@@ -44,6 +45,7 @@ from .tune import AdaptiveCodec
 __version__ = "0.1.0"
 
 __all__ = [
+    "EF21",
     "AdaptiveCodec",
     "BackendError",
     "BudgetError",
@@ -51,6 +53,7 @@ __all__ = [
     "ChunkTopK",
     "Codec",
     "CodecError",
+    "EF21Receiver",
     "ErrorFeedback",
     "Identity",
     "InputError",
