@@ -43,6 +43,8 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return signs.scale_bytes(n) + (n + 7) / 8;
     case Kind::integers:
       return integer.code_bytes(n);
+    case Kind::levels:
+      return level.body_bytes(n);
     default:
       return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
@@ -64,6 +66,8 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
       Noise noise{seed, step};
       return integers::encode(x, residual, dtype, integer, stochastic ? &noise : nullptr, body);
     }
+    case Kind::levels:
+      return levels::encode(x, residual, dtype, level, body);
     default:
       return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
@@ -81,6 +85,8 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return sign::check(body, signs, n);
     case Kind::integers:
       return nullptr;
+    case Kind::levels:
+      return levels::check(body, level, n);
     default:
       return ternary::check(body, digits, n);
   }
@@ -98,6 +104,8 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin
       return sign::decode(body, dtype, signs, n, begin, out);
     case Kind::integers:
       return integers::decode(body, dtype, integer, begin, out);
+    case Kind::levels:
+      return levels::decode(body, dtype, level, n, begin, out);
     default:
       return ternary::decode(body, dtype, digits, n, begin, out);
   }
@@ -111,6 +119,8 @@ size_t ValueCodec::piece() const {
       return blocks_at_once(signs.block_size);
     case Kind::ternary:
       return blocks_at_once(digits.block_size);
+    case Kind::levels:
+      return blocks_at_once(level.block_size);
     default:
       return kPiece;
   }

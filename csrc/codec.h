@@ -4,6 +4,7 @@
 
 #include "index/operation.h"
 #include "integers/operation.h"
+#include "levels/operation.h"
 #include "quantize/operation.h"
 #include "sign/operation.h"
 #include "tensor.h"
@@ -16,7 +17,7 @@ enum class Outcome { ok, not_finite, out_of_memory };
 
 // What becomes of every value, or of the survivors' values in a sparse codec.
 struct ValueCodec {
-  enum class Kind { identity, cast, quantize, sign, ternary, integers } kind = Kind::identity;
+  enum class Kind { identity, cast, quantize, sign, ternary, integers, levels } kind = Kind::identity;
   DType wire = DType::float32;         // cast
   quantize::Layout quantized{8, 256};  // quantize
   bool stochastic = false;
@@ -25,6 +26,7 @@ struct ValueCodec {
   ternary::Layout digits{1024};  // ternary
   float threshold = 0;
   integers::Layout integer{32, {1, 1, 1}};  // integers
+  levels::Layout level;                     // levels
 
   size_t body_bytes(size_t n, DType dtype) const;
   // As the operations' functions of these names.

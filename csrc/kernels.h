@@ -14,6 +14,14 @@ struct Noise {
 
 struct IntegerGrid;
 
+// Of the entries of a block.
+struct KeyRange {
+  uint32_t least;
+  uint32_t largest;
+};
+
+struct LevelGrid;  // levels/spec.h
+
 struct SignSummary {
   float sum;  // of the magnitudes, in the order of sign/spec.h
   uint32_t max_key;
@@ -70,6 +78,12 @@ struct Kernels {
   uint32_t (*to_integers[kIntegerWidths])(const float* a, size_t n, const IntegerGrid& grid, const Noise* noise,
                                           uint64_t first, uint8_t* codes, float* lost);
   void (*from_integers[kIntegerWidths])(const uint8_t* codes, float scale, float* out, size_t n);
+
+  // levels: one block, codes of one byte each. to_levels returns the sum of the squared errors, in the order of
+  // sign/spec.h.
+  KeyRange (*key_range)(const float* a, size_t n);
+  float (*to_levels)(const float* a, size_t n, const LevelGrid& grid, uint8_t* codes);
+  void (*from_levels)(const uint8_t* codes, size_t n, const LevelGrid& grid, float* out);
 
   // sign: one block.
   SignSummary (*pack_signs)(const float* a, size_t n, uint8_t* bits);

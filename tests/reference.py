@@ -25,6 +25,7 @@ from reference_indices import (
     pack,
     unpack,
 )
+from reference_levels import decode_magnitudes, encode_magnitudes
 from reference_numbers import (
     DTYPE_IDS,
     DTYPE_NAMES,
@@ -90,6 +91,13 @@ class Integers:
 
 
 @dataclass(frozen=True)
+class Magnitudes:
+    bits: int = 4
+    block_size: int = 256
+    grid: str = "auto"
+
+
+@dataclass(frozen=True)
 class TopK:
     density: float | None = None
     k: int | None = None
@@ -122,9 +130,10 @@ CODEC_IDS = {
     "ChunkTopK": 6,
     "RandomK": 7,
     "Ternary": 8,
+    "Magnitudes": 11,
     "Integers": 15,
 }
-VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers")
+VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers", "Magnitudes")
 
 
 def kind_of(codec: Any) -> str:
@@ -190,6 +199,8 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return 4 * math.ceil(n / codec.block_size) + digits
     if kind == "Integers":
         return n * codec.bits // 8
+    if kind == "Magnitudes":
+        return 4 * math.ceil(n / codec.block_size) + bytes_of(n * codec.bits)
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -312,6 +323,8 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_ternary(codec, a)
     if kind == "Integers":
         return encode_integers(codec, a, step)
+    if kind == "Magnitudes":
+        return encode_magnitudes(codec, a)
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -359,6 +372,8 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
         codes = np.frombuffer(body, f"<i{codec.bits // 8}", n)
         with np.errstate(over="ignore"):
             return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
+    if kind == "Magnitudes":
+        return saturate(decode_magnitudes(codec, body, n), dtype)
     k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
@@ -382,7 +397,7 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return b""
     if kind == "Cast":
         return struct.pack("<B", DTYPE_IDS[codec.dtype])
-    if kind == "Quantize":
+    if kind in ("Quantize", "Magnitudes"):
         return struct.pack("<BH", codec.bits, codec.block_size // 64)
     if kind in ("Sign", "Ternary"):
         return struct.pack("<BH", 0, codec.block_size // 64)
@@ -411,12 +426,14 @@ def read_codec(
     elif kind == "Cast":
         refuse_unless(raw[0] in DTYPE_NAMES, f"cast to dtype {raw[0]}")
         codec = Cast(DTYPE_NAMES[raw[0]])
-    elif kind in ("Quantize", "Sign", "Ternary"):
+    elif kind in ("Quantize", "Magnitudes", "Sign", "Ternary"):
         bits, units = struct.unpack_from("<BH", raw)
         refuse_unless(1 <= units <= 1024, f"block of {units} * 64 entries")
-        refuse_unless(bits in ((8, 4, 2) if kind == "Quantize" else (0,)), f"{bits} bits")
+        allowed_bits = {"Quantize": (8, 4, 2), "Magnitudes": range(2, 9)}.get(kind, (0,))
+        refuse_unless(bits in allowed_bits, f"{bits} bits")
         sizes = {"Sign": Sign, "Ternary": Ternary}
-        codec = sizes[kind](64 * units) if bits == 0 else Quantize(bits, 64 * units)
+        coded = {"Quantize": Quantize, "Magnitudes": Magnitudes}
+        codec = sizes[kind](64 * units) if bits == 0 else coded[kind](bits, 64 * units)
     elif kind == "Integers":
         bits, brain = struct.unpack_from("<BH", raw)
         scale = np.uint32(brain << 16).view(np.float32)

@@ -114,6 +114,7 @@ inline uint32_t at_least(U a, U b) {
   return ~(mask[0] | mask[1] << 8) & 0xffffu;
 }
 inline U nearest_int(F v) { TG_LANES(U, _mm256_cvtps_epi32(v.r[h])); }
+inline F root(F v) { TG_LANES(F, _mm256_sqrt_ps(v.r[h])); }
 inline F to_float(U v) { TG_LANES(F, _mm256_cvtepi32_ps(v.r[h])); }
 
 // Sixteen lanes with room for 64-bit products: the even ones and the odd ones of each register, each in the low half of

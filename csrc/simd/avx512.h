@@ -71,6 +71,7 @@ inline U smaller(U a, U b) { return {_mm512_min_epu32(a.r, b.r)}; }
 inline uint32_t largest_lane(U v) { return _mm512_reduce_max_epu32(v.r); }
 inline uint32_t at_least(U a, U b) { return _mm512_cmpge_epu32_mask(a.r, b.r); }
 inline U nearest_int(F v) { return {_mm512_cvtps_epi32(v.r)}; }
+inline F root(F v) { return {_mm512_sqrt_ps(v.r)}; }
 inline F to_float(U v) { return {_mm512_cvtepi32_ps(v.r)}; }
 
 // Sixteen lanes with room for 64-bit products: the even ones and the odd ones, each in the low half of a 64-bit lane.

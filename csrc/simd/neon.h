@@ -93,6 +93,7 @@ inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
   return at_least(load_u16(p) & splat(0x7fffu), splat(static_cast<uint32_t>(limit)));
 }
 inline U nearest_int(F v) { TG_LANES(U, vreinterpretq_u32_s32(vcvtnq_s32_f32(v.r[q]))); }
+inline F root(F v) { TG_LANES(F, vsqrtq_f32(v.r[q])); }
 inline F to_float(U v) { TG_LANES(F, vcvtq_f32_s32(vreinterpretq_s32_u32(v.r[q]))); }
 
 // Sixteen lanes with room for 64-bit products, each in the low half of a 64-bit lane.

@@ -6,6 +6,7 @@
 #include "../crc/kernel.h"
 #include "../integers/kernel.h"
 #include "../kernels.h"
+#include "../levels/kernel.h"
 #include "../quantize/kernel.h"
 #include "../sign/kernel.h"
 #include "../topk/kernel.h"
@@ -38,6 +39,9 @@
       TG_PER_WIDTH(dequantize),           \
       TG_PER_INTEGER(to_integers),        \
       TG_PER_INTEGER(from_integers),      \
+      key_range,                          \
+      to_levels,                          \
+      from_levels,                        \
       pack_signs,                         \
       unpack_signs,                       \
       crc32c,                             \

@@ -24,7 +24,7 @@ def select_chunks(
 ) -> tuple[_Indices, _Floats, bool]: ...
 
 class ValueCodec:
-    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary or integers.
+    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary, integers or levels.
 
     A seed asks for stochastic rounding.
     """
@@ -39,6 +39,7 @@ class ValueCodec:
         threshold: float = 0.0,
         scale: float = 1.0,
         limit: float = 1.0,
+        choice: int = 0,
     ) -> None: ...
 
 class Codec:

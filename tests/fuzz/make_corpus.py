@@ -15,7 +15,7 @@ from tersegrad.codecs.sparse import INDEX_FORMS, Indexed
 
 HERE = Path(__file__).resolve().parent
 SELECTIONS = {tg.TopK: 1, tg.ChunkTopK: 2, tg.RandomK: 3}
-KINDS = {tg.Identity: 0, tg.Cast: 1, tg.Quantize: 2, tg.Sign: 3, tg.Ternary: 0, tg.Integers: 0}
+KINDS = {tg.Identity: 0, tg.Cast: 1, tg.Quantize: 2, tg.Sign: 3, tg.Ternary: 0, tg.Integers: 0, tg.Magnitudes: 2}
 RICE, TERNARY, LATER = 16, 32, 64  # bits of the shape, before form and kind
 BLOCKS = {64: 0, 256: 1, 1024: 2, 4096: 3}
 
@@ -34,9 +34,13 @@ def head_of(payload: tg.Payload) -> bytes:
         | (wire & 3) << 6
     )
     shape = BLOCKS[getattr(values, "block_size", 64)]
-    shape |= {8: 0, 4: 1, 2: 2, 16: 1, 32: 2}[getattr(values, "bits", 8)] << 2
+    if isinstance(values, tg.Magnitudes):
+        shape |= (values.bits - 2 & 3) << 2
+        choice |= (values.bits - 2 >> 2) << 6
+    else:
+        shape |= {8: 0, 4: 1, 2: 2, 16: 1, 32: 2}[getattr(values, "bits", 8)] << 2
     shape |= RICE * rice | TERNARY * isinstance(values, tg.Ternary)
-    shape |= LATER * isinstance(values, tg.Integers)
+    shape |= LATER * isinstance(values, (tg.Integers, tg.Magnitudes))
     k = getattr(codec, "k", 1)
     # 605 entries are 151 << 2 and one: the lowest bit of 151, under a mask of one.
     dtype = DTYPE_CODES[payload.dtype] - 1

@@ -78,6 +78,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "RandomK",
         {"k": 111, "seed": 5, "values": ("Integers", {"bits": 16, "scale": 0.0078125})},
     ),
+    "magnitudes-4": ("Magnitudes", {"bits": 4}),
+    "magnitudes-3-logarithmic": ("Magnitudes", {"bits": 3, "block_size": 64, "grid": "logarithmic"}),
+    "magnitudes-7-uniform": ("Magnitudes", {"bits": 7, "grid": "uniform"}),
+    "topk-magnitudes-5": ("TopK", {"k": 111, "values": ("Magnitudes", {"bits": 5, "block_size": 64})}),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@
 #include "../../csrc/codec.h"
 #include "../../csrc/dispatch.h"
 #include "../../csrc/integers/spec.h"
+#include "../../csrc/levels/spec.h"
 #include "../../csrc/philox.h"
 
 using namespace tersegrad;
@@ -17,7 +18,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 44;
+constexpr size_t kKernels = 47;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -274,6 +275,30 @@ uint64_t integers_family(const Kernels& kernels, size_t n) {
   return hash.state();
 }
 
+uint64_t levels_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  Floats a = finite_floats(n, 1), above = a;
+  for (float& value : above) value = value < 0 ? value - 0.75f : value + 0.75f;  // no zeros
+  for (const Floats* values : {&a, &above}) {
+    const KeyRange keys = kernels.key_range(values->data(), n);
+    hash.add(keys.least);
+    hash.add(keys.largest);
+    if (n == 0) continue;
+    for (Spacing spacing : {Spacing::uniform, Spacing::square, Spacing::logarithmic}) {
+      for (int bits : {2, 3, 5, 8}) {
+        const LevelGrid grid = level_grid(pack_bounds(keys.least, keys.largest, spacing), bits);
+        Bytes codes(n);
+        Floats decoded(n);
+        hash.add(bits_of(kernels.to_levels(values->data(), n, grid, codes.data())));
+        hash.add(codes);
+        kernels.from_levels(codes.data(), n, grid, decoded.data());
+        hash.add(decoded);
+      }
+    }
+  }
+  return hash.state();
+}
+
 uint64_t sign_family(const Kernels& kernels, size_t n) {
   Hash hash;
   const Floats a = finite_floats(n, 1);
@@ -372,6 +397,19 @@ std::vector<Codec> integers_codecs() {
   return {dense(integers_of(8, 0x1p-4f, 127, false)), dense(integers_of(16, 0.01f, 2047, true)),
           dense(integers_of(32, 0x1p-20f, 0x1p24f, true)),
           sparse(Selection::random, 0.1, 0, integers_of(16, 0x1p-7f, 32767, false))};
+}
+ValueCodec on_levels(int bits, size_t block_size, levels::Choice choice) {
+  ValueCodec values;
+  values.kind = Kind::levels;
+  values.level = {bits, block_size, choice};
+  return values;
+}
+std::vector<Codec> levels_codecs() {
+  using levels::Choice;
+  return {dense(on_levels(4, 256, Choice::automatic)),   dense(on_levels(2, 64, Choice::logarithmic)),
+          dense(on_levels(3, 320, Choice::uniform)),     dense(on_levels(5, 64, Choice::square)),
+          dense(on_levels(6, 1024, Choice::automatic)),  dense(on_levels(7, 64, Choice::automatic)),
+          dense(on_levels(8, 65536, Choice::automatic)), sparse(Selection::topk, 0.1, 0, on_levels(4, 64, {}))};
 }
 std::vector<Codec> sign_codecs() { return {dense(signs(64)), dense(signs(320)), dense(signs(1024))}; }
 std::vector<Codec> topk_codecs() {
@@ -480,6 +518,7 @@ int main() {
                              {"topk", topk_family, topk_codecs()},
                              {"quantize", quantize_family, quantize_codecs()},
                              {"integers", integers_family, integers_codecs()},
+                             {"levels", levels_family, levels_codecs()},
                              {"sign", sign_family, sign_codecs()},
                              {"ternary", nullptr, ternary_codecs()},
                              {"index", nullptr, index_codecs()},
