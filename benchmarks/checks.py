@@ -21,6 +21,7 @@ CODECS: tuple[tg.Codec, ...] = (
     tg.Cast(dtype="bfloat16"),
     tg.TopK(0.01),
     tg.TopK(0.01, values=tg.Quantize(bits=4)),
+    tg.TopK(0.01, values=4),
     tg.ChunkTopK(k=64, chunk=4096),
     tg.RandomK(0.01),
 )

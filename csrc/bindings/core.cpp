@@ -347,8 +347,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("select_chunks", select_chunks, "x"_a, "residual"_a, "k"_a, "chunk"_a);
   py::class_<ValueCodec>(m, "ValueCodec")
       .def(py::init(&value_codec), "kind"_a, "wire"_a = 1, "bits"_a = 8, "block_size"_a = 256, "seed"_a = std::nullopt,
-           "threshold"_a = 0.0f, "scale"_a = 1.0f, "limit"_a = 1.0f,
-           "choice"_a = 0);
+           "threshold"_a = 0.0f, "scale"_a = 1.0f, "limit"_a = 1.0f, "choice"_a = 0);
   py::class_<Codec>(m, "Codec")
       .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0,
            "mask_seed"_a = 0)

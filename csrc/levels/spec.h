@@ -1,6 +1,6 @@
-// Sign and magnitude on a grid that is fitted to each block: docs/format.md, codec 11. The levels are evenly spaced in a
-// coordinate of the magnitude: the magnitude itself, its square root, or its bits as an integer, which is its logarithm
-// drawn with straight lines between the powers of two.
+// Sign and magnitude on a grid that is fitted to each block: docs/format.md, codec 11. The levels are evenly spaced in
+// a coordinate of the magnitude: the magnitude itself, its square root, or its bits as an integer, which is its
+// logarithm drawn with straight lines between the powers of two.
 #pragma once
 
 #include "../bits.h"
@@ -9,7 +9,7 @@ namespace tersegrad {
 
 enum class Spacing : uint32_t { uniform = 0, square = 1, logarithmic = 2 };
 
-constexpr float kLeastStep = 0x1p-100f;       // levels that lie closer than this are one
+constexpr float kLeastStep = 0x1p-100f;      // levels that lie closer than this are one
 constexpr uint32_t kLargestBrain = 0x7f7fu;  // the largest finite bfloat16
 constexpr int32_t kLevelBias = 32768 + 65536;
 

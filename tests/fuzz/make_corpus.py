@@ -15,7 +15,15 @@ from tersegrad.codecs.sparse import INDEX_FORMS, Indexed
 
 HERE = Path(__file__).resolve().parent
 SELECTIONS = {tg.TopK: 1, tg.ChunkTopK: 2, tg.RandomK: 3}
-KINDS = {tg.Identity: 0, tg.Cast: 1, tg.Quantize: 2, tg.Sign: 3, tg.Ternary: 0, tg.Integers: 0, tg.Magnitudes: 2}
+KINDS = {
+    tg.Identity: 0,
+    tg.Cast: 1,
+    tg.Quantize: 2,
+    tg.Sign: 3,
+    tg.Ternary: 0,
+    tg.Integers: 0,
+    tg.Magnitudes: 2,
+}
 RICE, TERNARY, LATER = 16, 32, 64  # bits of the shape, before form and kind
 BLOCKS = {64: 0, 256: 1, 1024: 2, 4096: 3}
 
