@@ -43,6 +43,8 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return signs.scale_bytes(n) + (n + 7) / 8;
     case Kind::integers:
       return integer.code_bytes(n);
+    case Kind::rotated:
+      return rotated.scale_bytes(n) + rotated.code_bytes(n);
     case Kind::levels:
       return level.body_bytes(n);
     default:
@@ -66,6 +68,8 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
       Noise noise{seed, step};
       return integers::encode(x, residual, dtype, integer, stochastic ? &noise : nullptr, body);
     }
+    case Kind::rotated:
+      return rotate::encode(x, residual, dtype, rotated, unbiased, {seed, step}, body);
     case Kind::levels:
       return levels::encode(x, residual, dtype, level, body);
     default:
@@ -85,6 +89,8 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return sign::check(body, signs, n);
     case Kind::integers:
       return nullptr;
+    case Kind::rotated:
+      return rotate::check(body, rotated, n);
     case Kind::levels:
       return levels::check(body, level, n);
     default:
@@ -92,7 +98,8 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
   }
 }
 
-void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin, const Output& out) const {
+void ValueCodec::decode(const uint8_t* body, DType dtype, uint32_t step, size_t n, size_t begin,
+                        const Output& out) const {
   switch (kind) {
     case Kind::identity:
       return cast::decode(body + begin * item_bytes(dtype), dtype, dtype, out);
@@ -104,6 +111,8 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin
       return sign::decode(body, dtype, signs, n, begin, out);
     case Kind::integers:
       return integers::decode(body, dtype, integer, begin, out);
+    case Kind::rotated:
+      return rotate::decode(body, dtype, rotated, {seed, step}, n, begin, out);
     case Kind::levels:
       return levels::decode(body, dtype, level, n, begin, out);
     default:
@@ -119,6 +128,8 @@ size_t ValueCodec::piece() const {
       return blocks_at_once(signs.block_size);
     case Kind::ternary:
       return blocks_at_once(digits.block_size);
+    case Kind::rotated:
+      return blocks_at_once(rotated.block_size);
     case Kind::levels:
       return blocks_at_once(level.block_size);
     default:
@@ -176,7 +187,7 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
   finite &= values.encode({found.value.get(), DType::float32, kept}, nullptr, dtype, step, body);
   if (!finite || residual == nullptr) return finite_or_not(finite);
   auto decoded = scratch<float>(kept);
-  values.decode(body, dtype, {decoded.get(), DType::float32, kept, false, 1.0f});
+  values.decode(body, dtype, step, {decoded.get(), DType::float32, kept, false, 1.0f});
   index::settle(residual, index, found.value.get(), decoded.get(), kept);
   return Outcome::ok;
 }
@@ -210,7 +221,7 @@ Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t ste
   if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
     Fault fault = values.check(body, dtype, n);
-    if (fault == nullptr) values.decode(body, dtype, out);
+    if (fault == nullptr) values.decode(body, dtype, step, out);
     return fault;
   }
   auto index = scratch<uint32_t>(kept);
@@ -222,7 +233,7 @@ Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t ste
   body += stream;
   if (Fault fault = values.check(body, dtype, kept)) return fault;
   auto value = scratch<float>(kept);
-  values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f});
+  values.decode(body, dtype, step, {value.get(), DType::float32, kept, false, 1.0f});
   if (!out.accumulate && !blank) set_zero(out);
   index::scatter(index.get(), value.get(), kept, out);
   return nullptr;
@@ -259,7 +270,7 @@ Fault Codec::examine(const uint8_t* body, size_t bytes, DType dtype, size_t n, u
   double lanes[8] = {};
   uint32_t largest = 0;
   Fault fault = for_each_piece_of(body, stream, n, step, [&](const uint32_t*, size_t begin, size_t count) {
-    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    values.decode(coded, dtype, step, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     measure(value.get(), count, lanes, largest);
   });
   extent = {((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7])),
@@ -272,13 +283,13 @@ Fault Codec::add(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, 
   size_t stream;
   if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
-    values.decode(body, dtype, out);
+    values.decode(body, dtype, step, out);
     return nullptr;
   }
   const uint8_t* coded = body + stream;
   auto value = scratch<float>(std::min(values.piece(), kept));
   return for_each_piece_of(body, stream, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
-    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    values.decode(coded, dtype, step, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     index::scatter(index, value.get(), count, out);
   });
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import reference_rotated as rotated
 from reference_indices import (
     INDEX_FORMS,
     bytes_of,
@@ -44,9 +45,10 @@ from reference_numbers import (
     store,
     widen,
 )
+from reference_rotated import Rotated
 
-# What the tests use of the other two files.
-__all__ = ["RefusedError", "accumulate", "low_bits", "philox"]
+# What the tests use of the other files.
+__all__ = ["RefusedError", "Rotated", "accumulate", "low_bits", "philox"]
 
 
 # --- Codecs: the fields of section 4 with the defaults of the package. ---
@@ -130,6 +132,7 @@ CODEC_IDS = {
     "ChunkTopK": 6,
     "RandomK": 7,
     "Ternary": 8,
+    "Rotated": 10,
     "Magnitudes": 11,
     "Integers": 15,
 }
@@ -199,6 +202,8 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return 4 * math.ceil(n / codec.block_size) + digits
     if kind == "Integers":
         return n * codec.bits // 8
+    if kind == "Rotated":
+        return rotated.body_size(codec, n)
     if kind == "Magnitudes":
         return 4 * math.ceil(n / codec.block_size) + bytes_of(n * codec.bits)
     k = count_of(codec, n)
@@ -323,6 +328,8 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_ternary(codec, a)
     if kind == "Integers":
         return encode_integers(codec, a, step)
+    if kind == "Rotated":
+        return rotated.encode(codec, a, step)
     if kind == "Magnitudes":
         return encode_magnitudes(codec, a)
     indices = select(codec, a, step)
@@ -372,6 +379,8 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
         codes = np.frombuffer(body, f"<i{codec.bits // 8}", n)
         with np.errstate(over="ignore"):
             return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
+    if kind == "Rotated":
+        return saturate(rotated.decode(codec, body, n, step), dtype)
     if kind == "Magnitudes":
         return saturate(decode_magnitudes(codec, body, n), dtype)
     k = count_of(codec, n)
@@ -403,6 +412,10 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<BH", 0, codec.block_size // 64)
     if kind == "Integers":
         return struct.pack("<BH", codec.bits, int(unit_of(codec).view(np.uint32)) >> 16)
+    if kind == "Rotated":
+        log2 = codec.block.bit_length() - 1
+        share = rotated.share_of(codec)
+        return struct.pack("<BBHQI", rotated.width_of(codec), log2, share, codec.seed, step)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
     if kind == "RandomK":
@@ -440,6 +453,12 @@ def read_codec(
         refuse_unless(bits in (8, 16, 32), f"{bits} bits")
         refuse_unless(bool(2.0**-100 <= scale <= 2.0**100), f"a scale of {scale}")
         codec = Integers(bits, float(scale))
+    elif kind == "Rotated":
+        bits, log2, share, seed, step = struct.unpack_from("<BBHQI", raw)
+        refuse_unless(1 <= bits <= 4 and 6 <= log2 <= 16, f"{bits} bits, blocks of 2**{log2}")
+        least = math.ceil(0.1 * 2**log2)
+        refuse_unless(not share or (bits == 1 and least <= share < 2**log2), f"{share} sent")
+        codec = Rotated(share / 2**log2 if share else bits, 2**log2, seed=seed)
     else:
         k = struct.unpack_from("<I", raw)[0]
         word = raw[16:20] if kind == "RandomK" else raw[8:12]

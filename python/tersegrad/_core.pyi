@@ -24,9 +24,9 @@ def select_chunks(
 ) -> tuple[_Indices, _Floats, bool]: ...
 
 class ValueCodec:
-    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary, integers or levels.
+    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary, integers, rotated or levels.
 
-    A seed asks for stochastic rounding.
+    A seed asks for stochastic rounding; it is always there for rotated.
     """
 
     def __init__(
@@ -39,6 +39,8 @@ class ValueCodec:
         threshold: float = 0.0,
         scale: float = 1.0,
         limit: float = 1.0,
+        kept: int = 0,
+        unbiased: bool = True,
         choice: int = 0,
     ) -> None: ...
 

@@ -79,7 +79,7 @@ void try_index(Input& input, uint32_t head) {
 }
 
 // Value codecs that joined after the first five, chosen by two bits.
-constexpr ValueCodec::Kind kLaterKinds[4] = {ValueCodec::Kind::integers, ValueCodec::Kind::integers,
+constexpr ValueCodec::Kind kLaterKinds[4] = {ValueCodec::Kind::integers, ValueCodec::Kind::rotated,
                                              ValueCodec::Kind::levels, ValueCodec::Kind::levels};
 
 Codec read_codec(Input& input, size_t n) {
@@ -96,6 +96,8 @@ Codec read_codec(Input& input, size_t n) {
   codec.values.digits = {block_size};
   const float scale = shape & 1 ? 0x1p-7f : 0x1p100f;
   codec.values.integer = {8 << (shape >> 2) % 3, {scale, 1 / scale, 1}};
+  codec.values.rotated = {1 + static_cast<int>(choice >> 6), block_size, 0};
+  if (shape & 4) codec.values.rotated = {1, block_size, block_size / 4};
   codec.values.level.bits = static_cast<int>(2 + ((shape >> 2 & 3) | (choice >> 6 & 1) << 2) % 7);
   codec.values.level.block_size = block_size;
   codec.k = 1 + input.word() % (n + 1);

@@ -18,7 +18,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 47;
+constexpr size_t kKernels = 58;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -313,6 +313,33 @@ uint64_t sign_family(const Kernels& kernels, size_t n) {
   return hash.state();
 }
 
+uint64_t rotate_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Noise noise{0x0123456789abcdefu, 41};
+  const Floats a = finite_floats(n, 1);
+  std::vector<uint32_t> words(4 * 64);
+  kernels.rotation_signs(noise, 0x80000010u, 4, words.data());
+  hash.add(words);
+  for (size_t power = 1; power <= n && power <= 4096; power *= 2) {
+    Floats z(power);
+    kernels.rotate(a.data() + (n - power), power, words.data(), 1984, 0.37f, z.data());
+    hash.add(z);
+    kernels.unrotate(z.data(), power, words.data(), 64, 0.125f, 1e38f);
+    hash.add(z);
+  }
+  for (int bits = 1; bits <= kRotationWidths; ++bits) {
+    Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
+    RotationSums sums{};
+    if (n > 0) sums = kernels.quantize_rotated[bits - 1](a.data(), n, codes.data());
+    for (float sum : {sums.squares, sums.products, sums.levels}) hash.add(bits_of(sum));
+    hash.add(codes);
+    Floats decoded(n);
+    kernels.dequantize_rotated[bits - 1](codes.data(), n, decoded.data());
+    hash.add(decoded);
+  }
+  return hash.state();
+}
+
 uint64_t crc_family(const Kernels& kernels, size_t n) {
   Hash hash;
   const Tensor bytes = any_halves(DType::float16, n, 8);
@@ -397,6 +424,18 @@ std::vector<Codec> integers_codecs() {
   return {dense(integers_of(8, 0x1p-4f, 127, false)), dense(integers_of(16, 0.01f, 2047, true)),
           dense(integers_of(32, 0x1p-20f, 0x1p24f, true)),
           sparse(Selection::random, 0.1, 0, integers_of(16, 0x1p-7f, 32767, false))};
+}
+ValueCodec rotated(int bits, size_t block_size, size_t kept, bool unbiased) {
+  ValueCodec values;
+  values.kind = Kind::rotated;
+  values.rotated = {bits, block_size, kept};
+  values.unbiased = unbiased;
+  values.seed = 0x0123456789abcdefu;
+  return values;
+}
+std::vector<Codec> rotate_codecs() {
+  return {dense(rotated(1, 64, 0, true)), dense(rotated(2, 512, 0, false)), dense(rotated(3, 4096, 0, true)),
+          dense(rotated(4, 65536, 0, true)), dense(rotated(1, 1024, 300, true))};
 }
 ValueCodec on_levels(int bits, size_t block_size, levels::Choice choice) {
   ValueCodec values;
@@ -520,6 +559,7 @@ int main() {
                              {"integers", integers_family, integers_codecs()},
                              {"levels", levels_family, levels_codecs()},
                              {"sign", sign_family, sign_codecs()},
+                             {"rotate", rotate_family, rotate_codecs()},
                              {"ternary", nullptr, ternary_codecs()},
                              {"index", nullptr, index_codecs()},
                              {"rice", nullptr, rice_codecs()},

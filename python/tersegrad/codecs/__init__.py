@@ -6,6 +6,7 @@ from .integers import Integers
 from .magnitudes import Magnitudes
 from .quantize import Quantize
 from .random_k import RandomK
+from .rotated import Rotated
 from .sign import Sign
 from .ternary import Ternary
 from .topk import TopK
@@ -19,6 +20,7 @@ __all__ = [
     "Magnitudes",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "Ternary",
     "TopK",
