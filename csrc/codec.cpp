@@ -47,6 +47,8 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return rotated.scale_bytes(n) + rotated.code_bytes(n);
     case Kind::levels:
       return level.body_bytes(n);
+    case Kind::smallfloat:
+      return small.body_bytes(n);
     default:
       return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
@@ -72,6 +74,10 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
       return rotate::encode(x, residual, dtype, rotated, unbiased, {seed, step}, body);
     case Kind::levels:
       return levels::encode(x, residual, dtype, level, body);
+    case Kind::smallfloat: {
+      Noise noise{seed, step};
+      return smallfloat::encode(x, residual, dtype, small, stochastic ? &noise : nullptr, body);
+    }
     default:
       return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
@@ -93,6 +99,8 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return rotate::check(body, rotated, n);
     case Kind::levels:
       return levels::check(body, level, n);
+    case Kind::smallfloat:
+      return smallfloat::check(body, small, n);
     default:
       return ternary::check(body, digits, n);
   }
@@ -115,6 +123,8 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, uint32_t step, size_t 
       return rotate::decode(body, dtype, rotated, {seed, step}, n, begin, out);
     case Kind::levels:
       return levels::decode(body, dtype, level, n, begin, out);
+    case Kind::smallfloat:
+      return smallfloat::decode(body, dtype, small, n, begin, out);
     default:
       return ternary::decode(body, dtype, digits, n, begin, out);
   }
@@ -132,6 +142,8 @@ size_t ValueCodec::piece() const {
       return blocks_at_once(rotated.block_size);
     case Kind::levels:
       return blocks_at_once(level.block_size);
+    case Kind::smallfloat:
+      return blocks_at_once(small.block_size);
     default:
       return kPiece;
   }

@@ -46,6 +46,7 @@ from reference_numbers import (
     widen,
 )
 from reference_rotated import Rotated
+from reference_smallfloat import SMALL_FLOATS, decode_small, encode_small
 
 # What the tests use of the other files.
 __all__ = ["RefusedError", "Rotated", "accumulate", "low_bits", "philox"]
@@ -70,6 +71,7 @@ class Quantize:
     block_size: int = 256
     rounding: str = "nearest"
     seed: int = 0
+    scale: str = "max"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,26 @@ class Magnitudes:
     bits: int = 4
     block_size: int = 256
     grid: str = "auto"
+
+
+@dataclass(frozen=True)
+class Natural:
+    block_size: int = 1024
+    rounding: str = "stochastic"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Float8:
+    format: str = "e4m3"
+    block_size: int = 256
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NF4:
+    block_size: int = 64
 
 
 @dataclass(frozen=True)
@@ -134,9 +156,21 @@ CODEC_IDS = {
     "Ternary": 8,
     "Rotated": 10,
     "Magnitudes": 11,
+    "Natural": 12,
+    "Float8": 13,
+    "NF4": 14,
     "Integers": 15,
 }
-VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers", "Magnitudes")
+VALUE_CODECS = (
+    "Identity",
+    "Cast",
+    "Quantize",
+    "Sign",
+    "Ternary",
+    "Integers",
+    "Magnitudes",
+    *SMALL_FLOATS,
+)
 
 
 def kind_of(codec: Any) -> str:
@@ -204,6 +238,8 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return n * codec.bits // 8
     if kind == "Rotated":
         return rotated.body_size(codec, n)
+    if kind in SMALL_FLOATS:
+        return 4 * math.ceil(n / codec.block_size) + bytes_of(n * (4 if kind == "NF4" else 8))
     if kind == "Magnitudes":
         return 4 * math.ceil(n / codec.block_size) + bytes_of(n * codec.bits)
     k = count_of(codec, n)
@@ -224,6 +260,13 @@ def encode_quantize(codec: Any, a: np.ndarray, step: int) -> bytes:
     table = blocks(a, codec.block_size)
     largest = np.abs(table).max(axis=1, initial=0)
     used = largest >= np.float32(2.0**-100)
+    if codec.scale == "l2":
+        share = np.float32(1) / np.where(used, largest, np.float32(1))
+        shares = (table * share[:, None]).ravel()[: len(a)]
+        with np.errstate(over="ignore"):
+            norm = largest * np.sqrt(sums(shares * shares, codec.block_size))
+        norm = np.minimum(norm, np.finfo(np.float32).max)
+        largest = np.where(used, np.maximum(norm, largest), largest)
     scale = np.where(used, largest / np.float32(largest_code), np.float32(0))
     inverse = np.float32(largest_code * 65536) / np.where(used, largest, np.float32(1))
     scaled = np.rint(np.where(used[:, None], table, np.float32(0)) * inverse[:, None])
@@ -332,6 +375,8 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return rotated.encode(codec, a, step)
     if kind == "Magnitudes":
         return encode_magnitudes(codec, a)
+    if kind in SMALL_FLOATS:
+        return encode_small(codec, a, step)
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -383,6 +428,9 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
         return saturate(rotated.decode(codec, body, n, step), dtype)
     if kind == "Magnitudes":
         return saturate(decode_magnitudes(codec, body, n), dtype)
+    if kind in SMALL_FLOATS:
+        scales, packed = read_scales(body, n, codec.block_size)
+        return saturate(decode_small(codec, scales, packed, n), dtype)
     k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
@@ -408,7 +456,9 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<B", DTYPE_IDS[codec.dtype])
     if kind in ("Quantize", "Magnitudes"):
         return struct.pack("<BH", codec.bits, codec.block_size // 64)
-    if kind in ("Sign", "Ternary"):
+    if kind == "Float8":
+        return struct.pack("<BH", 1 + (codec.format == "e5m2"), codec.block_size // 64)
+    if kind in ("Sign", "Ternary", "Natural", "NF4"):
         return struct.pack("<BH", 0, codec.block_size // 64)
     if kind == "Integers":
         return struct.pack("<BH", codec.bits, int(unit_of(codec).view(np.uint32)) >> 16)
@@ -439,14 +489,19 @@ def read_codec(
     elif kind == "Cast":
         refuse_unless(raw[0] in DTYPE_NAMES, f"cast to dtype {raw[0]}")
         codec = Cast(DTYPE_NAMES[raw[0]])
-    elif kind in ("Quantize", "Magnitudes", "Sign", "Ternary"):
+    elif kind in ("Quantize", "Magnitudes", "Sign", "Ternary", *SMALL_FLOATS):
         bits, units = struct.unpack_from("<BH", raw)
         refuse_unless(1 <= units <= 1024, f"block of {units} * 64 entries")
-        allowed_bits = {"Quantize": (8, 4, 2), "Magnitudes": range(2, 9)}.get(kind, (0,))
+        allowed_bits = {"Quantize": (8, 4, 2), "Magnitudes": range(2, 9), "Float8": (1, 2)}.get(
+            kind, (0,)
+        )
         refuse_unless(bits in allowed_bits, f"{bits} bits")
-        sizes = {"Sign": Sign, "Ternary": Ternary}
+        sizes = {"Sign": Sign, "Ternary": Ternary, "Natural": Natural, "NF4": NF4}
         coded = {"Quantize": Quantize, "Magnitudes": Magnitudes}
-        codec = sizes[kind](64 * units) if bits == 0 else coded[kind](bits, 64 * units)
+        if kind == "Float8":
+            codec = Float8(("e4m3", "e5m2")[bits - 1], 64 * units)
+        else:
+            codec = sizes[kind](64 * units) if bits == 0 else coded[kind](bits, 64 * units)
     elif kind == "Integers":
         bits, brain = struct.unpack_from("<BH", raw)
         scale = np.uint32(brain << 16).view(np.float32)

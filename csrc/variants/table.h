@@ -10,12 +10,16 @@
 #include "../quantize/kernel.h"
 #include "../rotate/kernel.h"
 #include "../sign/kernel.h"
+#include "../smallfloat/kernel.h"
 #include "../topk/kernel.h"
 
 #define TG_PER_DTYPE(kernel) {kernel<DType::float32>, kernel<DType::float16>, kernel<DType::bfloat16>}
 #define TG_PER_WIDTH(kernel) {kernel<8>, kernel<4>, kernel<2>}
 #define TG_PER_INTEGER(kernel) {kernel<8>, kernel<16>, kernel<32>}
 #define TG_PER_ROTATION_WIDTH(kernel) {kernel<1>, kernel<2>, kernel<3>, kernel<4>}
+
+#define TG_PER_SMALL(kernel) \
+  {kernel<SmallFloat::natural>, kernel<SmallFloat::e4m3>, kernel<SmallFloat::e5m2>, kernel<SmallFloat::nf4>}
 
 #define TERSEGRAD_DEFINE_KERNELS(variant)        \
   namespace tersegrad {                          \
@@ -44,6 +48,8 @@
       key_range,                                 \
       to_levels,                                 \
       from_levels,                               \
+      TG_PER_SMALL(to_small),                    \
+      TG_PER_SMALL(from_small),                  \
       pack_signs,                                \
       unpack_signs,                              \
       rotation_signs,                            \

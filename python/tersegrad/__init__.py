@@ -11,11 +11,14 @@ from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
 from .codecs import (
+    NF4,
     Cast,
     ChunkTopK,
+    Float8,
     Identity,
     Integers,
     Magnitudes,
+    Natural,
     Quantize,
     RandomK,
     Rotated,
@@ -44,6 +47,7 @@ from .tune import AdaptiveCodec
 __version__ = "0.1.0"
 
 __all__ = [
+    "NF4",
     "AdaptiveCodec",
     "BackendError",
     "BudgetError",
@@ -52,11 +56,13 @@ __all__ = [
     "Codec",
     "CodecError",
     "ErrorFeedback",
+    "Float8",
     "Identity",
     "InputError",
     "Integers",
     "Magnitudes",
     "Message",
+    "Natural",
     "NonFiniteError",
     "Payload",
     "PayloadError",

@@ -14,7 +14,7 @@ import numpy as np
 from .. import _core
 from ..buffers import Floats, View, like, new_entries, view
 from ..codec import Codec, check_codec
-from ..codecs import Cast, ChunkTopK, Identity, Magnitudes, Quantize, RandomK, Sign, TopK
+from ..codecs import NF4, Cast, ChunkTopK, Identity, Magnitudes, Quantize, RandomK, Sign, TopK
 from ..errors import InputError
 from ..many import compress_many, decompress_many
 from .updates import Updates, read_updates
@@ -32,6 +32,7 @@ CANDIDATES: tuple[Codec, ...] = (
     Cast("float16"),
     Quantize(bits=8),
     Quantize(bits=4),
+    NF4(),
     Quantize(bits=2),
     Sign(),
     *(TopK(density=density, values=Quantize(bits=8)) for density in _DENSITIES),
