@@ -31,4 +31,5 @@ def test_every_codec_of_the_package_is_in_the_list() -> None:
         tg.Natural,
         tg.Float8,
         tg.NF4,
+        tg.Threshold,
     }

@@ -11,6 +11,7 @@
 #include "../rotate/kernel.h"
 #include "../sign/kernel.h"
 #include "../smallfloat/kernel.h"
+#include "../threshold/kernel.h"
 #include "../topk/kernel.h"
 
 #define TG_PER_DTYPE(kernel) {kernel<DType::float32>, kernel<DType::float16>, kernel<DType::bfloat16>}
@@ -57,6 +58,7 @@
       unrotate_block,                            \
       TG_PER_ROTATION_WIDTH(quantize_rotated),   \
       TG_PER_ROTATION_WIDTH(dequantize_rotated), \
+      moments,                                   \
       crc32c,                                    \
   };                                             \
   }

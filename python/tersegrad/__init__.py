@@ -24,9 +24,11 @@ from .codecs import (
     Rotated,
     Sign,
     Ternary,
+    Threshold,
     TopK,
     Zstd,
 )
+from .ef21 import EF21, EF21Receiver
 from .errors import (
     BackendError,
     BudgetError,
@@ -47,6 +49,7 @@ from .tune import AdaptiveCodec
 __version__ = "0.1.0"
 
 __all__ = [
+    "EF21",
     "NF4",
     "AdaptiveCodec",
     "BackendError",
@@ -55,6 +58,7 @@ __all__ = [
     "ChunkTopK",
     "Codec",
     "CodecError",
+    "EF21Receiver",
     "ErrorFeedback",
     "Float8",
     "Identity",
@@ -73,6 +77,7 @@ __all__ = [
     "StateError",
     "Ternary",
     "TersegradError",
+    "Threshold",
     "TopK",
     "Zstd",
     "add",
