@@ -21,6 +21,7 @@ CODECS: tuple[tg.Codec, ...] = (
     tg.Cast(dtype="bfloat16"),
     tg.TopK(0.01),
     tg.TopK(0.01, values=tg.Quantize(bits=4)),
+    tg.TopK(0.01, values=4),
     tg.ChunkTopK(k=64, chunk=4096),
     tg.RandomK(0.01),
 )
@@ -69,7 +70,7 @@ def check_codec(x: npt.NDArray[np.float32], codec: tg.Codec) -> tuple[tg.Payload
     assert payload.nbytes == 40 + 8 * x.ndim + codec.body_size(x.size), "body_size is not exact"
     decoded: Any = tg.decompress(bytes(payload))
     error = np.abs(x - decoded)
-    if isinstance(codec, tg.Quantize):
+    if isinstance(codec, tg.Quantize) and codec.scale == "max":
         steps = 2 ** (codec.bits - 1) - 1
         blocks = np.pad(np.abs(x), (0, -x.size % codec.block_size)).reshape(-1, codec.block_size)
         step = np.repeat(blocks.max(axis=1) / steps, codec.block_size)[: x.size]

@@ -50,6 +50,10 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return integer.code_bytes(n);
     case Kind::rotated:
       return rotated.scale_bytes(n) + rotated.code_bytes(n);
+    case Kind::levels:
+      return level.body_bytes(n);
+    case Kind::smallfloat:
+      return small.body_bytes(n);
     default:
       return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
@@ -73,6 +77,12 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
     }
     case Kind::rotated:
       return rotate::encode(x, residual, dtype, rotated, unbiased, {seed, step}, body);
+    case Kind::levels:
+      return levels::encode(x, residual, dtype, level, body);
+    case Kind::smallfloat: {
+      Noise noise{seed, step};
+      return smallfloat::encode(x, residual, dtype, small, stochastic ? &noise : nullptr, body);
+    }
     default:
       return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
@@ -92,6 +102,10 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return nullptr;
     case Kind::rotated:
       return rotate::check(body, rotated, n);
+    case Kind::levels:
+      return levels::check(body, level, n);
+    case Kind::smallfloat:
+      return smallfloat::check(body, small, n);
     default:
       return ternary::check(body, digits, n);
   }
@@ -112,6 +126,10 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, uint32_t step, size_t 
       return integers::decode(body, dtype, integer, begin, out);
     case Kind::rotated:
       return rotate::decode(body, dtype, rotated, {seed, step}, n, begin, out);
+    case Kind::levels:
+      return levels::decode(body, dtype, level, n, begin, out);
+    case Kind::smallfloat:
+      return smallfloat::decode(body, dtype, small, n, begin, out);
     default:
       return ternary::decode(body, dtype, digits, n, begin, out);
   }
@@ -127,6 +145,10 @@ size_t ValueCodec::piece() const {
       return blocks_at_once(digits.block_size);
     case Kind::rotated:
       return blocks_at_once(rotated.block_size);
+    case Kind::levels:
+      return blocks_at_once(level.block_size);
+    case Kind::smallfloat:
+      return blocks_at_once(small.block_size);
     default:
       return kPiece;
   }

@@ -4,9 +4,11 @@
 
 #include "index/operation.h"
 #include "integers/operation.h"
+#include "levels/operation.h"
 #include "quantize/operation.h"
 #include "rotate/operation.h"
 #include "sign/operation.h"
+#include "smallfloat/operation.h"
 #include "tensor.h"
 #include "ternary/operation.h"
 #include "threshold/operation.h"
@@ -18,7 +20,17 @@ enum class Outcome { ok, not_finite, out_of_memory };
 
 // What becomes of every value, or of the survivors' values in a sparse codec.
 struct ValueCodec {
-  enum class Kind { identity, cast, quantize, sign, ternary, integers, rotated } kind = Kind::identity;
+  enum class Kind {
+    identity,
+    cast,
+    quantize,
+    sign,
+    ternary,
+    integers,
+    rotated,
+    levels,
+    smallfloat
+  } kind = Kind::identity;
   DType wire = DType::float32;         // cast
   quantize::Layout quantized{8, 256};  // quantize
   bool stochastic = false;
@@ -29,6 +41,8 @@ struct ValueCodec {
   integers::Layout integer{32, {1, 1, 1}};  // integers
   rotate::Layout rotated{4, 4096, 0};       // rotated
   bool unbiased = true;
+  levels::Layout level;      // levels
+  smallfloat::Layout small;  // smallfloat
 
   size_t body_bytes(size_t n, DType dtype) const;
   // As the operations' functions of these names.

@@ -14,6 +14,14 @@ struct Noise {
 
 struct IntegerGrid;
 
+// Of the entries of a block.
+struct KeyRange {
+  uint32_t least;
+  uint32_t largest;
+};
+
+struct LevelGrid;  // levels/spec.h
+
 struct SignSummary {
   float sum;  // of the magnitudes, in the order of sign/spec.h
   uint32_t max_key;
@@ -34,6 +42,8 @@ constexpr int kIntegerWidths = 3;
 inline int integer_slot(int bits) { return bits == 8 ? 0 : bits == 16 ? 1 : 2; }
 
 constexpr int kRotationWidths = 4;
+
+constexpr int kSmallFloatKinds = 4;  // by small_slot of smallfloat/spec.h
 
 // collect may write this many entries beyond the count it returns.
 constexpr size_t kCollectSlack = 16;
@@ -72,10 +82,10 @@ struct Kernels {
   size_t (*compact)(uint32_t* index, float* value, size_t n, uint32_t kth, size_t ties);
 
   // quantize: whole blocks, the last may be shorter. `first` is the tensor index of a[0], a multiple of 64. Returns the
-  // largest key; a block that is not finite becomes zeros. With `lost` (which may be a itself), it receives a minus
-  // what the codes decode to.
-  uint32_t (*quantize[kCodeWidths])(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first,
-                                    uint8_t* scales, uint8_t* codes, float* lost);
+  // largest key; a block that is not finite becomes zeros. `by_norm` takes its Euclidean norm for the largest
+  // magnitude. With `lost` (which may be a itself), it receives a minus what the codes decode to.
+  uint32_t (*quantize[kCodeWidths])(const float* a, size_t n, size_t block_size, bool by_norm, const Noise* noise,
+                                    uint64_t first, uint8_t* scales, uint8_t* codes, float* lost);
   void (*dequantize[kCodeWidths])(const uint8_t* codes, const uint8_t* scales, size_t block_size, float* out, size_t n);
 
   // integers: codes of 8, 16 or 32 bits at any address. `first` is the tensor index of a[0], a multiple of 64. Returns
@@ -83,6 +93,18 @@ struct Kernels {
   uint32_t (*to_integers[kIntegerWidths])(const float* a, size_t n, const IntegerGrid& grid, const Noise* noise,
                                           uint64_t first, uint8_t* codes, float* lost);
   void (*from_integers[kIntegerWidths])(const uint8_t* codes, float scale, float* out, size_t n);
+
+  // levels: one block, codes of one byte each. to_levels returns the sum of the squared errors, in the order of
+  // sign/spec.h.
+  KeyRange (*key_range)(const float* a, size_t n);
+  float (*to_levels)(const float* a, size_t n, const LevelGrid& grid, uint8_t* codes);
+  void (*from_levels)(const uint8_t* codes, size_t n, const LevelGrid& grid, float* out);
+
+  // smallfloat: one block, codes of one byte each. `first` is the tensor index of a[0], a multiple of 64; nf4 has no
+  // use for noise.
+  void (*to_small[kSmallFloatKinds])(const float* a, size_t n, float inverse, const Noise* noise, uint64_t first,
+                                     uint8_t* codes);
+  void (*from_small[kSmallFloatKinds])(const uint8_t* codes, size_t n, float scale, float* out);
 
   // sign: one block.
   SignSummary (*pack_signs)(const float* a, size_t n, uint8_t* bits);

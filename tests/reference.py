@@ -26,6 +26,7 @@ from reference_indices import (
     pack,
     unpack,
 )
+from reference_levels import decode_magnitudes, encode_magnitudes
 from reference_numbers import (
     DTYPE_IDS,
     DTYPE_NAMES,
@@ -45,6 +46,7 @@ from reference_numbers import (
     widen,
 )
 from reference_rotated import Rotated
+from reference_smallfloat import SMALL_FLOATS, decode_small, encode_small
 from reference_threshold import threshold_of
 
 # What the tests use of the other files.
@@ -70,6 +72,7 @@ class Quantize:
     block_size: int = 256
     rounding: str = "nearest"
     seed: int = 0
+    scale: str = "max"
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,33 @@ class Integers:
     addends: int = 1
     rounding: str = "nearest"
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Magnitudes:
+    bits: int = 4
+    block_size: int = 256
+    grid: str = "auto"
+
+
+@dataclass(frozen=True)
+class Natural:
+    block_size: int = 1024
+    rounding: str = "stochastic"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Float8:
+    format: str = "e4m3"
+    block_size: int = 256
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NF4:
+    block_size: int = 64
 
 
 @dataclass(frozen=True)
@@ -134,10 +164,23 @@ CODEC_IDS = {
     "RandomK": 7,
     "Ternary": 8,
     "Rotated": 10,
+    "Magnitudes": 11,
+    "Natural": 12,
+    "Float8": 13,
+    "NF4": 14,
     "Integers": 15,
     "Threshold": 16,
 }
-VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers")
+VALUE_CODECS = (
+    "Identity",
+    "Cast",
+    "Quantize",
+    "Sign",
+    "Ternary",
+    "Integers",
+    "Magnitudes",
+    *SMALL_FLOATS,
+)
 
 
 def kind_of(codec: Any) -> str:
@@ -210,6 +253,10 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return n * codec.bits // 8
     if kind == "Rotated":
         return rotated.body_size(codec, n)
+    if kind in SMALL_FLOATS:
+        return 4 * math.ceil(n / codec.block_size) + bytes_of(n * (4 if kind == "NF4" else 8))
+    if kind == "Magnitudes":
+        return 4 * math.ceil(n / codec.block_size) + bytes_of(n * codec.bits)
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -228,6 +275,13 @@ def encode_quantize(codec: Any, a: np.ndarray, step: int) -> bytes:
     table = blocks(a, codec.block_size)
     largest = np.abs(table).max(axis=1, initial=0)
     used = largest >= np.float32(2.0**-100)
+    if codec.scale == "l2":
+        share = np.float32(1) / np.where(used, largest, np.float32(1))
+        shares = (table * share[:, None]).ravel()[: len(a)]
+        with np.errstate(over="ignore"):
+            norm = largest * np.sqrt(sums(shares * shares, codec.block_size))
+        norm = np.minimum(norm, np.finfo(np.float32).max)
+        largest = np.where(used, np.maximum(norm, largest), largest)
     scale = np.where(used, largest / np.float32(largest_code), np.float32(0))
     inverse = np.float32(largest_code * 65536) / np.where(used, largest, np.float32(1))
     scaled = np.rint(np.where(used[:, None], table, np.float32(0)) * inverse[:, None])
@@ -334,6 +388,10 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_integers(codec, a, step)
     if kind == "Rotated":
         return rotated.encode(codec, a, step)
+    if kind == "Magnitudes":
+        return encode_magnitudes(codec, a)
+    if kind in SMALL_FLOATS:
+        return encode_small(codec, a, step)
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -385,6 +443,11 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
             return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
     if kind == "Rotated":
         return saturate(rotated.decode(codec, body, n, step), dtype)
+    if kind == "Magnitudes":
+        return saturate(decode_magnitudes(codec, body, n), dtype)
+    if kind in SMALL_FLOATS:
+        scales, packed = read_scales(body, n, codec.block_size)
+        return saturate(decode_small(codec, scales, packed, n), dtype)
     if kind == "Threshold":
         refuse_unless(len(body) >= 4, "too short for its count")
         k, body = struct.unpack_from("<I", body)[0], body[4:]
@@ -415,9 +478,11 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return b""
     if kind == "Cast":
         return struct.pack("<B", DTYPE_IDS[codec.dtype])
-    if kind == "Quantize":
+    if kind in ("Quantize", "Magnitudes"):
         return struct.pack("<BH", codec.bits, codec.block_size // 64)
-    if kind in ("Sign", "Ternary"):
+    if kind == "Float8":
+        return struct.pack("<BH", 1 + (codec.format == "e5m2"), codec.block_size // 64)
+    if kind in ("Sign", "Ternary", "Natural", "NF4"):
         return struct.pack("<BH", 0, codec.block_size // 64)
     if kind == "Integers":
         return struct.pack("<BH", codec.bits, int(unit_of(codec).view(np.uint32)) >> 16)
@@ -450,12 +515,19 @@ def read_codec(
     elif kind == "Cast":
         refuse_unless(raw[0] in DTYPE_NAMES, f"cast to dtype {raw[0]}")
         codec = Cast(DTYPE_NAMES[raw[0]])
-    elif kind in ("Quantize", "Sign", "Ternary"):
+    elif kind in ("Quantize", "Magnitudes", "Sign", "Ternary", *SMALL_FLOATS):
         bits, units = struct.unpack_from("<BH", raw)
         refuse_unless(1 <= units <= 1024, f"block of {units} * 64 entries")
-        refuse_unless(bits in ((8, 4, 2) if kind == "Quantize" else (0,)), f"{bits} bits")
-        sizes = {"Sign": Sign, "Ternary": Ternary}
-        codec = sizes[kind](64 * units) if bits == 0 else Quantize(bits, 64 * units)
+        allowed_bits = {"Quantize": (8, 4, 2), "Magnitudes": range(2, 9), "Float8": (1, 2)}.get(
+            kind, (0,)
+        )
+        refuse_unless(bits in allowed_bits, f"{bits} bits")
+        sizes = {"Sign": Sign, "Ternary": Ternary, "Natural": Natural, "NF4": NF4}
+        coded = {"Quantize": Quantize, "Magnitudes": Magnitudes}
+        if kind == "Float8":
+            codec = Float8(("e4m3", "e5m2")[bits - 1], 64 * units)
+        else:
+            codec = sizes[kind](64 * units) if bits == 0 else coded[kind](bits, 64 * units)
     elif kind == "Integers":
         bits, brain = struct.unpack_from("<BH", raw)
         scale = np.uint32(brain << 16).view(np.float32)

@@ -27,5 +27,9 @@ def test_every_codec_of_the_package_is_in_the_list() -> None:
         tg.RandomK,
         tg.Ternary,
         tg.Integers,
+        tg.Magnitudes,
+        tg.Natural,
+        tg.Float8,
+        tg.NF4,
         tg.Threshold,
     }

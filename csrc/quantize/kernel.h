@@ -2,6 +2,7 @@
 
 #include "../kernels.h"
 #include "../philox_lanes.h"
+#include "../sign/spec.h"
 #include "spec.h"
 
 namespace tersegrad {
@@ -35,6 +36,28 @@ inline uint32_t block_max_key(const float* a, size_t n) {
     key = own > key ? own : key;
   }
   return key;
+}
+
+// The key of the norm, of a block that is neither zero nor infinite.
+inline uint32_t block_norm_key(const float* a, size_t n, uint32_t max_key) {
+  const float inverse = 1.0f / float_of(max_key);
+  size_t i = 0;
+  float lane[kSumLanes] = {};
+#if TERSEGRAD_SIMD
+  F sum[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+  for (; i + kSumLanes <= n; i += kSumLanes) {
+    for (size_t j = 0; j < 4; ++j) {
+      F share = load(a + i + j * kLanes) * splat(inverse);
+      sum[j] = sum[j] + share * share;
+    }
+  }
+  for (size_t j = 0; j < 4; ++j) store(lane + j * kLanes, sum[j]);
+#endif
+  for (; i < n; ++i) {
+    float share = a[i] * inverse;
+    lane[i % kSumLanes] = lane[i % kSumLanes] + share * share;
+  }
+  return norm_key(max_key, sum_lanes(lane));
 }
 
 template <int width, bool keeping>
@@ -80,14 +103,15 @@ inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noi
 }
 
 template <int width>
-uint32_t quantize(const float* a, size_t n, size_t block_size, const Noise* noise, uint64_t first, uint8_t* scales,
-                  uint8_t* codes, float* lost) {
+uint32_t quantize(const float* a, size_t n, size_t block_size, bool by_norm, const Noise* noise, uint64_t first,
+                  uint8_t* scales, uint8_t* codes, float* lost) {
   uint32_t largest = 0;
   for (size_t i = 0; i < n; i += block_size) {
     size_t length = n - i < block_size ? n - i : block_size;
     uint32_t key = block_max_key(a + i, length);
     largest = key > largest ? key : largest;
     if (!is_finite_key(key)) key = 0;
+    if (by_norm && key >= kQuantizeFloor) key = block_norm_key(a + i, length, key);
     put_scale(scales, i / block_size, quantize_scale(key, width));
     uint8_t* block = codes + i * width / 8;
     if (lost != nullptr) {

@@ -18,8 +18,8 @@ bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout
       uint8_t* scales = body + layout.scale_bytes(i);
       const float* a = float_entries(x, residual, i, n, scratch);
       float* lost = residual != nullptr && dtype == DType::float32 ? residual + i : nullptr;
-      key = std::max(
-          key, kernels.quantize[width](a, n, layout.block_size, noise, i, scales, codes + layout.code_bytes(i), lost));
+      key = std::max(key, kernels.quantize[width](a, n, layout.block_size, layout.by_norm, noise, i, scales,
+                                                  codes + layout.code_bytes(i), lost));
       if (residual == nullptr || lost != nullptr) return;
       kernels.dequantize[width](codes + layout.code_bytes(i), scales, layout.block_size, scratch, n);
       kernels.round[dtype_slot(dtype)](scratch, n);

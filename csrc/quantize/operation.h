@@ -6,8 +6,9 @@
 namespace tersegrad::quantize {
 
 struct Layout {
-  int bits;           // 8, 4 or 2
-  size_t block_size;  // entries, a multiple of 64
+  int bits;              // 8, 4 or 2
+  size_t block_size;     // entries, a multiple of 64
+  bool by_norm = false;  // the encoder's: the scale is made from the block's norm
 
   size_t blocks(size_t n) const { return (n + block_size - 1) / block_size; }
   size_t scale_bytes(size_t n) const { return blocks(n) * sizeof(float); }

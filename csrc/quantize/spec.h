@@ -19,6 +19,13 @@ TG_SPEC float quantize_inverse(uint32_t max_key, int bits) {
   return max_key < kQuantizeFloor ? 0.0f : (code_range(bits) * 65536.0f) / float_of(max_key);
 }
 
+// The Euclidean norm of a block from its largest magnitude and the sum of (a / largest)^2, which neither overflows nor
+// vanishes; never less than the largest magnitude.
+TG_SPEC uint32_t norm_key(uint32_t max_key, float sum) {
+  const uint32_t key = bits_of(saturate(float_of(max_key) * sqrtf(sum)));
+  return key > max_key ? key : max_key;
+}
+
 // Sixteen random bits for entry i: words of one Philox call serve entries 16 apart, halves 64 apart, so that sixteen
 // lanes with consecutive counters fill 128 consecutive entries.
 TG_SPEC uint32_t rounding_noise(uint64_t seed, uint32_t step, uint64_t i) {

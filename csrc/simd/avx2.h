@@ -128,6 +128,12 @@ inline U count_above(U count, U a, U b) {
   TG_LANES(U, _mm256_sub_epi32(count.r[h], _mm256_cmpgt_epi32(a.r[h], b.r[h])));
 }
 inline U nearest_int(F v) { TG_LANES(U, _mm256_cvtps_epi32(v.r[h])); }
+inline F lookup16(const float* table, U index) {
+  const __m256 low = _mm256_loadu_ps(table), high = _mm256_loadu_ps(table + 8);
+  TG_LANES(F, _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index.r[h]), _mm256_permutevar8x32_ps(high, index.r[h]),
+                               _mm256_castsi256_ps(_mm256_slli_epi32(index.r[h], 28))));
+}
+inline F root(F v) { TG_LANES(F, _mm256_sqrt_ps(v.r[h])); }
 inline F to_float(U v) { TG_LANES(F, _mm256_cvtepi32_ps(v.r[h])); }
 
 // Sixteen lanes with room for 64-bit products: the even ones and the odd ones of each register, each in the low half of

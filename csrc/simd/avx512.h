@@ -80,6 +80,8 @@ inline U count_above(U count, U a, U b) {
   return {_mm512_mask_add_epi32(count.r, _mm512_cmpgt_epi32_mask(a.r, b.r), count.r, _mm512_set1_epi32(1))};
 }
 inline U nearest_int(F v) { return {_mm512_cvtps_epi32(v.r)}; }
+inline F lookup16(const float* table, U index) { return {_mm512_permutexvar_ps(index.r, _mm512_loadu_ps(table))}; }
+inline F root(F v) { return {_mm512_sqrt_ps(v.r)}; }
 inline F to_float(U v) { return {_mm512_cvtepi32_ps(v.r)}; }
 
 // Sixteen lanes with room for 64-bit products: the even ones and the odd ones, each in the low half of a 64-bit lane.

@@ -105,6 +105,14 @@ inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
   return at_least(load_u16(p) & splat(0x7fffu), splat(static_cast<uint32_t>(limit)));
 }
 inline U nearest_int(F v) { TG_LANES(U, vreinterpretq_u32_s32(vcvtnq_s32_f32(v.r[q]))); }
+inline F lookup16(const float* table, U index) {
+  auto bytes = reinterpret_cast<const uint8_t*>(table);
+  const uint8x16x4_t all = {{vld1q_u8(bytes), vld1q_u8(bytes + 16), vld1q_u8(bytes + 32), vld1q_u8(bytes + 48)}};
+  // The four bytes of entry j are 4j to 4j + 3.
+  TG_LANES(F, vreinterpretq_f32_u8(vqtbl4q_u8(all, vreinterpretq_u8_u32(vaddq_u32(vmulq_n_u32(index.r[q], 0x04040404u),
+                                                                                  vdupq_n_u32(0x03020100u))))));
+}
+inline F root(F v) { TG_LANES(F, vsqrtq_f32(v.r[q])); }
 inline F to_float(U v) { TG_LANES(F, vcvtq_f32_s32(vreinterpretq_s32_u32(v.r[q]))); }
 
 // Sixteen lanes with room for 64-bit products, each in the low half of a 64-bit lane.

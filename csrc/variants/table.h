@@ -6,9 +6,11 @@
 #include "../crc/kernel.h"
 #include "../integers/kernel.h"
 #include "../kernels.h"
+#include "../levels/kernel.h"
 #include "../quantize/kernel.h"
 #include "../rotate/kernel.h"
 #include "../sign/kernel.h"
+#include "../smallfloat/kernel.h"
 #include "../threshold/kernel.h"
 #include "../topk/kernel.h"
 
@@ -16,6 +18,9 @@
 #define TG_PER_WIDTH(kernel) {kernel<8>, kernel<4>, kernel<2>}
 #define TG_PER_INTEGER(kernel) {kernel<8>, kernel<16>, kernel<32>}
 #define TG_PER_ROTATION_WIDTH(kernel) {kernel<1>, kernel<2>, kernel<3>, kernel<4>}
+
+#define TG_PER_SMALL(kernel) \
+  {kernel<SmallFloat::natural>, kernel<SmallFloat::e4m3>, kernel<SmallFloat::e5m2>, kernel<SmallFloat::nf4>}
 
 #define TERSEGRAD_DEFINE_KERNELS(variant)        \
   namespace tersegrad {                          \
@@ -41,6 +46,11 @@
       TG_PER_WIDTH(dequantize),                  \
       TG_PER_INTEGER(to_integers),               \
       TG_PER_INTEGER(from_integers),             \
+      key_range,                                 \
+      to_levels,                                 \
+      from_levels,                               \
+      TG_PER_SMALL(to_small),                    \
+      TG_PER_SMALL(from_small),                  \
       pack_signs,                                \
       unpack_signs,                              \
       rotation_signs,                            \

@@ -11,10 +11,14 @@ from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
 from .codecs import (
+    NF4,
     Cast,
     ChunkTopK,
+    Float8,
     Identity,
     Integers,
+    Magnitudes,
+    Natural,
     Quantize,
     RandomK,
     Rotated,
@@ -46,6 +50,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EF21",
+    "NF4",
     "AdaptiveCodec",
     "BackendError",
     "BudgetError",
@@ -55,10 +60,13 @@ __all__ = [
     "CodecError",
     "EF21Receiver",
     "ErrorFeedback",
+    "Float8",
     "Identity",
     "InputError",
     "Integers",
+    "Magnitudes",
     "Message",
+    "Natural",
     "NonFiniteError",
     "Payload",
     "PayloadError",

@@ -24,7 +24,8 @@ def select_chunks(
 ) -> tuple[_Indices, _Floats, bool]: ...
 
 class ValueCodec:
-    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary, integers or rotated.
+    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary, integers, rotated, levels or
+    smallfloat.
 
     A seed asks for stochastic rounding; it is always there for rotated.
     """
@@ -41,6 +42,8 @@ class ValueCodec:
         limit: float = 1.0,
         kept: int = 0,
         unbiased: bool = True,
+        choice: int = 0,
+        by_norm: bool = False,
     ) -> None: ...
 
 class Codec:

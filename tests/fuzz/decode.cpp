@@ -80,7 +80,7 @@ void try_index(Input& input, uint32_t head) {
 
 // Value codecs that joined after the first five, chosen by two bits.
 constexpr ValueCodec::Kind kLaterKinds[4] = {ValueCodec::Kind::integers, ValueCodec::Kind::rotated,
-                                             ValueCodec::Kind::integers, ValueCodec::Kind::integers};
+                                             ValueCodec::Kind::levels, ValueCodec::Kind::smallfloat};
 
 Codec read_codec(Input& input, size_t n) {
   Codec codec;
@@ -102,6 +102,9 @@ Codec read_codec(Input& input, size_t n) {
   codec.values.integer = {8 << (shape >> 2) % 3, {scale, 1 / scale, 1}};
   codec.values.rotated = {1 + static_cast<int>(choice >> 6), block_size, 0};
   if (shape & 4) codec.values.rotated = {1, block_size, block_size / 4};
+  codec.values.level.bits = static_cast<int>(2 + ((shape >> 2 & 3) | (choice >> 6 & 1) << 2) % 7);
+  codec.values.level.block_size = block_size;
+  codec.values.small = {static_cast<SmallFloat>(shape >> 2 & 3), block_size};
   codec.k = 1 + input.word() % (n + 1);
   if (codec.selection == Codec::Selection::chunks) {
     codec.chunk = 1 + input.word() % 4096;

@@ -16,7 +16,15 @@ from tersegrad.codecs.sparse import INDEX_FORMS, Indexed
 HERE = Path(__file__).resolve().parent
 SELECTIONS = {tg.TopK: 1, tg.ChunkTopK: 2, tg.RandomK: 3}
 KINDS = {tg.Identity: 0, tg.Cast: 1, tg.Quantize: 2, tg.Sign: 3, tg.Ternary: 0}
-LATER_KINDS = {tg.Integers: 0, tg.Rotated: 1}
+LATER_KINDS = {
+    tg.Integers: 0,
+    tg.Rotated: 1,
+    tg.Magnitudes: 2,
+    tg.Natural: 3,
+    tg.Float8: 3,
+    tg.NF4: 3,
+}
+SMALL_FLOATS = ("natural", "e4m3", "e5m2", "nf4")
 # Bits of the shape, before form and kind.
 QUARTER, RICE, TERNARY, LATER, DENSITY = 4, 16, 32, 64, 128
 THRESHOLD = RICE  # where nothing is selected
@@ -39,6 +47,12 @@ def head_of(payload: tg.Payload) -> bytes:
     if isinstance(values, tg.Rotated):
         shape = BLOCKS[values.block] | QUARTER * (values.bits == 0.25)
         choice |= 0 if values.bits == 0.25 else int(values.bits) - 1 << 6
+    elif isinstance(values, tg.Magnitudes):
+        shape = BLOCKS[values.block_size] | (values.bits - 2 & 3) << 2
+        choice |= (values.bits - 2 >> 2) << 6
+    elif LATER_KINDS.get(type(values)) == 3:
+        name = getattr(values, "format", type(values).__name__.lower())
+        shape = BLOCKS[values.block_size] | SMALL_FLOATS.index(name) << 2
     else:
         shape = BLOCKS[getattr(values, "block_size", 64)]
         shape |= {8: 0, 4: 1, 2: 2, 16: 1, 32: 2}[getattr(values, "bits", 8)] << 2

@@ -90,6 +90,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "threshold-rice": ("Threshold", {"density": 0.2, "indices": "rice"}),
     "threshold-none": ("Threshold", {"value": 1e6, "indices": "bitmap"}),
+    "magnitudes-4": ("Magnitudes", {"bits": 4}),
+    "magnitudes-3-logarithmic": ("Magnitudes", {"bits": 3, "block_size": 64, "grid": "logarithmic"}),
+    "magnitudes-7-uniform": ("Magnitudes", {"bits": 7, "grid": "uniform"}),
+    "topk-magnitudes-5": ("TopK", {"k": 111, "values": ("Magnitudes", {"bits": 5, "block_size": 64})}),
+    "natural-stochastic": ("Natural", {"block_size": 64, "seed": 21}),
+    "natural-nearest": ("Natural", {"rounding": "nearest"}),
+    "float8-e4m3": ("Float8", {}),
+    "float8-e5m2-stochastic": (
+        "Float8",
+        {"format": "e5m2", "block_size": 64, "rounding": "stochastic", "seed": 22},
+    ),
+    "nf4": ("NF4", {}),
+    "topk-nf4": ("TopK", {"k": 111, "values": ("NF4", {})}),
+    "quantize-8-l2-stochastic": (
+        "Quantize",
+        {"bits": 8, "rounding": "stochastic", "seed": 23, "scale": "l2"},
+    ),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@
 #include "../../csrc/codec.h"
 #include "../../csrc/dispatch.h"
 #include "../../csrc/integers/spec.h"
+#include "../../csrc/levels/spec.h"
 #include "../../csrc/philox.h"
 
 using namespace tersegrad;
@@ -17,7 +18,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 57;
+constexpr size_t kKernels = 68;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -229,7 +230,7 @@ uint64_t quantize_family(const Kernels& kernels, size_t n) {
             Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
             Floats lost = first == 0 ? Floats() : a;  // in place, as the operation does it
             const float* from = first == 0 ? a.data() : lost.data();
-            hash.add(kernels.quantize[slot](from, n, block_size, chosen, first, scales.data(), codes.data(),
+            hash.add(kernels.quantize[slot](from, n, block_size, false, chosen, first, scales.data(), codes.data(),
                                             first == 0 ? nullptr : lost.data()));
             if (finite) hash.add(lost);
             hash.add(scales);
@@ -266,6 +267,51 @@ uint64_t integers_family(const Kernels& kernels, size_t n) {
           hash.add(lost);
           hash.add(codes);
           kernels.from_integers[slot](codes.data() + 1, scale, decoded.data(), n);
+          hash.add(decoded);
+        }
+      }
+    }
+  }
+  return hash.state();
+}
+
+uint64_t levels_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  Floats a = finite_floats(n, 1), above = a;
+  for (float& value : above) value = value < 0 ? value - 0.75f : value + 0.75f;  // no zeros
+  for (const Floats* values : {&a, &above}) {
+    const KeyRange keys = kernels.key_range(values->data(), n);
+    hash.add(keys.least);
+    hash.add(keys.largest);
+    if (n == 0) continue;
+    for (Spacing spacing : {Spacing::uniform, Spacing::square, Spacing::logarithmic}) {
+      for (int bits : {2, 3, 5, 8}) {
+        const LevelGrid grid = level_grid(pack_bounds(keys.least, keys.largest, spacing), bits);
+        Bytes codes(n);
+        Floats decoded(n);
+        hash.add(bits_of(kernels.to_levels(values->data(), n, grid, codes.data())));
+        hash.add(codes);
+        kernels.from_levels(codes.data(), n, grid, decoded.data());
+        hash.add(decoded);
+      }
+    }
+  }
+  return hash.state();
+}
+
+uint64_t smallfloat_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Floats a = finite_floats(n, 1);
+  const Noise noise{0x0123456789abcdefu, 47};
+  for (int slot = 0; slot < kSmallFloats; ++slot) {
+    for (float inverse : {1.0f, 1.7f, 0x1p-60f, 0x1p-140f}) {
+      for (const Noise* chosen : {static_cast<const Noise*>(nullptr), &noise}) {
+        for (uint64_t first : {uint64_t{0}, uint64_t{64}, uint64_t{0xffffff40u}}) {
+          Bytes codes(n);
+          Floats decoded(n);
+          kernels.to_small[slot](a.data(), n, inverse, chosen, first, codes.data());
+          hash.add(codes);
+          kernels.from_small[slot](codes.data(), n, 1 / inverse, decoded.data());
           hash.add(decoded);
         }
       }
@@ -385,9 +431,14 @@ std::vector<Codec> cast_codecs() {
   return {dense(kPlain), dense(cast_to(DType::float32)), dense(cast_to(DType::float16)),
           dense(cast_to(DType::bfloat16))};
 }
+ValueCodec by_norm(ValueCodec values) {
+  values.quantized.by_norm = true;
+  return values;
+}
 std::vector<Codec> quantize_codecs() {
-  return {dense(quantized(4, 64, false)),  dense(quantized(4, 320, true)),  dense(quantized(8, 256, false)),
-          dense(quantized(8, 1024, true)), dense(quantized(2, 256, false)), dense(quantized(2, 65536, true))};
+  return {dense(quantized(4, 64, false)),        dense(quantized(4, 320, true)),  dense(quantized(8, 256, false)),
+          dense(quantized(8, 1024, true)),       dense(quantized(2, 256, false)), dense(quantized(2, 65536, true)),
+          dense(by_norm(quantized(4, 64, true)))};
 }
 ValueCodec ternary_digits(size_t block_size, float threshold) {
   ValueCodec values;
@@ -423,6 +474,34 @@ ValueCodec rotated(int bits, size_t block_size, size_t kept, bool unbiased) {
 std::vector<Codec> rotate_codecs() {
   return {dense(rotated(1, 64, 0, true)), dense(rotated(2, 512, 0, false)), dense(rotated(3, 4096, 0, true)),
           dense(rotated(4, 65536, 0, true)), dense(rotated(1, 1024, 300, true))};
+}
+ValueCodec on_levels(int bits, size_t block_size, levels::Choice choice) {
+  ValueCodec values;
+  values.kind = Kind::levels;
+  values.level = {bits, block_size, choice};
+  return values;
+}
+std::vector<Codec> levels_codecs() {
+  using levels::Choice;
+  return {dense(on_levels(4, 256, Choice::automatic)),   dense(on_levels(2, 64, Choice::logarithmic)),
+          dense(on_levels(3, 320, Choice::uniform)),     dense(on_levels(5, 64, Choice::square)),
+          dense(on_levels(6, 1024, Choice::automatic)),  dense(on_levels(7, 64, Choice::automatic)),
+          dense(on_levels(8, 65536, Choice::automatic)), sparse(Selection::topk, 0.1, 0, on_levels(4, 64, {}))};
+}
+ValueCodec small_floats(SmallFloat format, size_t block_size, bool stochastic) {
+  ValueCodec values = quantized(8, 256, stochastic);
+  values.kind = Kind::smallfloat;
+  values.small = {format, block_size};
+  return values;
+}
+std::vector<Codec> smallfloat_codecs() {
+  return {dense(small_floats(SmallFloat::natural, 1024, false)),
+          dense(small_floats(SmallFloat::natural, 64, true)),
+          dense(small_floats(SmallFloat::e4m3, 256, false)),
+          dense(small_floats(SmallFloat::e4m3, 320, true)),
+          dense(small_floats(SmallFloat::e5m2, 256, true)),
+          dense(small_floats(SmallFloat::nf4, 64, false)),
+          sparse(Selection::topk, 0.1, 0, small_floats(SmallFloat::nf4, 64, false))};
 }
 std::vector<Codec> sign_codecs() { return {dense(signs(64)), dense(signs(320)), dense(signs(1024))}; }
 std::vector<Codec> topk_codecs() {
@@ -540,6 +619,8 @@ int main() {
                              {"topk", topk_family, topk_codecs()},
                              {"quantize", quantize_family, quantize_codecs()},
                              {"integers", integers_family, integers_codecs()},
+                             {"levels", levels_family, levels_codecs()},
+                             {"smallfloat", smallfloat_family, smallfloat_codecs()},
                              {"sign", sign_family, sign_codecs()},
                              {"rotate", rotate_family, rotate_codecs()},
                              {"ternary", nullptr, ternary_codecs()},

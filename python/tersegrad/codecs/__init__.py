@@ -2,7 +2,11 @@
 
 from .cast import Cast, Identity
 from .chunk_topk import ChunkTopK
+from .float8 import Float8
 from .integers import Integers
+from .magnitudes import Magnitudes
+from .natural import Natural
+from .nf4 import NF4
 from .quantize import Quantize
 from .random_k import RandomK
 from .rotated import Rotated
@@ -13,10 +17,14 @@ from .topk import TopK
 from .zstd import Zstd
 
 __all__ = [
+    "NF4",
     "Cast",
     "ChunkTopK",
+    "Float8",
     "Identity",
     "Integers",
+    "Magnitudes",
+    "Natural",
     "Quantize",
     "RandomK",
     "Rotated",

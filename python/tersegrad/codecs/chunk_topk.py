@@ -23,8 +23,9 @@ class ChunkTopK(Indexed, id=6):
         How many entries of each chunk to keep; all of a shorter last chunk.
     chunk : int
         Entries per chunk, at most 65536.
-    values : Codec, optional
-        How the kept values travel: `Quantize`, `Cast`, `Sign`, or as they are.
+    values : Codec or int, optional
+        How the kept values travel: `Magnitudes`, `Quantize`, `Cast`, `Sign`, or as they are. A number of bits, 2 to 8, stands for
+        ``Magnitudes(bits)``.
     indices : {"auto", "elias-fano", "bitmap", "u16", "rice"}
         How the indices travel; ``"auto"`` takes the smallest of those whose size is known beforehand. ``"rice"`` is smaller still
         (Golomb 1966; Rice 1979), much so where survivors cluster, as in embeddings: for federated messages and files. `compress`
@@ -33,7 +34,7 @@ class ChunkTopK(Indexed, id=6):
 
     k: int = 64
     chunk: int = 4096
-    values: Codec | None = None
+    values: Codec | int | None = None
     indices: str = "auto"
 
     def __post_init__(self) -> None:

@@ -32,14 +32,15 @@ class RandomK(Sparse, id=7):
         Of the mask. Workers with the same seed and step draw the same mask.
     k : int
         How many to keep, instead of `density`.
-    values : Codec, optional
-        How the kept values travel: `Quantize`, `Cast`, `Sign`, or as they are.
+    values : Codec or int, optional
+        How the kept values travel: `Magnitudes`, `Quantize`, `Cast`, `Sign`, or as they are. A number of bits, 2 to 8, stands for
+        ``Magnitudes(bits)``.
     """
 
     density: float | None = None
     seed: int = 0
     k: int | None = None
-    values: Codec | None = None
+    values: Codec | int | None = None
 
     def __post_init__(self) -> None:
         check_amount("RandomK", self.density, self.k)

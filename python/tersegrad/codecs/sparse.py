@@ -15,6 +15,7 @@ from ..codec import VALUE_PARAMETER_BYTES, Call, Codec, codec_by_id
 from ..errors import CodecError, PayloadError
 from .cast import Identity
 from .check import check_choice, check_density, check_integer
+from .magnitudes import Magnitudes
 from .native import Dense, Native
 
 Indices = npt.NDArray[np.uint32]
@@ -33,7 +34,7 @@ class Sparse(Native):
     """
 
     is_sparse: ClassVar[bool] = True
-    values: Codec | None
+    values: Codec | int | None
 
     @abstractmethod
     def _make_native_of(self, values: _core.ValueCodec) -> _core.Codec:
@@ -45,7 +46,11 @@ class Sparse(Native):
 
     @property
     def _value_codec(self) -> Codec:
-        return _IDENTITY if self.values is None else self.values
+        values = self.values
+        if values is None:
+            return _IDENTITY
+        assert isinstance(values, Codec)  # a number became a codec in _check_values
+        return values
 
     @property
     def _is_native(self) -> bool:  # type: ignore[override]
@@ -62,9 +67,12 @@ class Sparse(Native):
         name = type(self).__name__
         if values is None:
             return
+        if type(values) is int:
+            values = Magnitudes(bits=values)
+            object.__setattr__(self, "values", values)
         if not isinstance(values, Codec) or isinstance(values, Sparse):
             raise CodecError(
-                f"{name}: values must be a dense codec such as Quantize(4), or None, not {values!r}"
+                f"{name}: values must be a dense codec such as Quantize(4), a number of bits, or None, not {values!r}"
             )
         if len(values._params()) > VALUE_PARAMETER_BYTES:
             raise CodecError(

@@ -37,8 +37,8 @@ class Threshold(Indexed, id=16):
         The threshold, 0 or more, as a float32. Of a payload read from bytes it is 0: it does not travel, a decoder needs none.
     density : float
         Share of the entries to send, about; above 0 and at most 1.
-    values : Codec, optional
-        How the survivors' values travel: a codec of this package such as `Quantize`, `Cast`, `Sign`, or as they are.
+    values : Codec or int, optional
+        How the survivors' values travel: a number of bits, for `Magnitudes`, or a codec of this package such as `Quantize`, `Cast`, `Sign`, or as they are.
     indices : {"auto", "elias-fano", "bitmap", "u16", "rice"}
         As in `TopK`; ``"auto"`` takes the smallest that is not ``"rice"`` for the number of entries that were sent.
 
@@ -51,7 +51,7 @@ class Threshold(Indexed, id=16):
 
     value: float | None = None
     density: float | None = None
-    values: Codec | None = None
+    values: Codec | int | None = None
     indices: str = "auto"
 
     def __post_init__(self) -> None:

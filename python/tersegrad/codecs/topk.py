@@ -24,8 +24,9 @@ class TopK(Indexed, id=5):
         Share of the entries to keep, above 0 and at most 1: ``max(1, round(density * n))`` of them.
     k : int
         How many to keep; all, where there are fewer.
-    values : Codec, optional
-        How the kept values travel: `Quantize`, `Cast`, `Sign`, or as they are.
+    values : Codec or int, optional
+        How the kept values travel: `Magnitudes`, `Quantize`, `Cast`, `Sign`, or as they are. A number of bits, 2 to 8, stands for
+        ``Magnitudes(bits)``.
     indices : {"auto", "elias-fano", "bitmap", "u16", "rice"}
         How the indices travel; ``"auto"`` takes the smallest of those whose size is known beforehand. ``"rice"`` is smaller still
         (Golomb 1966; Rice 1979), much so where survivors cluster, as in embeddings: for federated messages and files. `compress`
@@ -34,7 +35,7 @@ class TopK(Indexed, id=5):
 
     density: float | None = None
     k: int | None = None
-    values: Codec | None = None
+    values: Codec | int | None = None
     indices: str = "auto"
 
     def __post_init__(self) -> None:

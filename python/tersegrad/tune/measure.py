@@ -14,7 +14,7 @@ import numpy as np
 from .. import _core
 from ..buffers import Floats, View, like, new_entries, view
 from ..codec import Codec, check_codec
-from ..codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, TopK
+from ..codecs import NF4, Cast, ChunkTopK, Identity, Magnitudes, Quantize, RandomK, Sign, TopK
 from ..errors import InputError
 from ..many import compress_many, decompress_many
 from .updates import Updates, read_updates
@@ -32,12 +32,13 @@ CANDIDATES: tuple[Codec, ...] = (
     Cast("float16"),
     Quantize(bits=8),
     Quantize(bits=4),
+    NF4(),
     Quantize(bits=2),
     Sign(),
     *(TopK(density=density, values=Quantize(bits=8)) for density in _DENSITIES),
-    *(TopK(density=density, values=Quantize(bits=4)) for density in _DENSITIES),
-    *(TopK(density=density, values=Quantize(bits=4), indices="rice") for density in _DENSITIES),
-    *(ChunkTopK(k=k, chunk=4096, values=Quantize(bits=4)) for k in (410, 41, 4)),
+    *(TopK(density=density, values=Magnitudes(bits=4)) for density in _DENSITIES),
+    *(TopK(density=density, values=Magnitudes(bits=4), indices="rice") for density in _DENSITIES),
+    *(ChunkTopK(k=k, chunk=4096, values=Magnitudes(bits=4)) for k in (410, 41, 4)),
     *(RandomK(density=density, values=Quantize(bits=8)) for density in (0.1, 0.01)),
 )
 _REPEATS = 3  # timed calls at least; the median of them counts
