@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import reference_low_rank as low_rank
 from reference_indices import (
     INDEX_FORMS,
     bytes_of,
@@ -90,6 +91,14 @@ class Integers:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    rank: int = 4
+    factors: str = "float32"
+    columns: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TopK:
     density: float | None = None
     k: int | None = None
@@ -123,6 +132,7 @@ CODEC_IDS = {
     "RandomK": 7,
     "Ternary": 8,
     "Integers": 15,
+    "LowRank": 17,
 }
 VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers")
 
@@ -190,6 +200,9 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return 4 * math.ceil(n / codec.block_size) + digits
     if kind == "Integers":
         return n * codec.bits // 8
+    if kind == "LowRank":
+        rows = low_rank.rows_of(codec, n, dtype)
+        return low_rank.factor_bytes(codec, rows) if rows else n * ITEM_BYTES[dtype]
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -312,6 +325,9 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_ternary(codec, a)
     if kind == "Integers":
         return encode_integers(codec, a, step)
+    if kind == "LowRank":
+        rows = low_rank.rows_of(codec, len(a), dtype)
+        return low_rank.encode(codec, a, rows) if rows else store(a, dtype).tobytes()
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -359,6 +375,9 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
         codes = np.frombuffer(body, f"<i{codec.bits // 8}", n)
         with np.errstate(over="ignore"):
             return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
+    if kind == "LowRank":
+        rows = low_rank.rows_of(codec, n, dtype)
+        return low_rank.decode(codec, body, rows, dtype) if rows else read_values(body, n, dtype)
     k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
@@ -388,6 +407,8 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<BH", 0, codec.block_size // 64)
     if kind == "Integers":
         return struct.pack("<BH", codec.bits, int(unit_of(codec).view(np.uint32)) >> 16)
+    if kind == "LowRank":
+        return struct.pack("<BBHI", codec.rank, DTYPE_IDS[codec.factors], 0, codec.columns or 0)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
     if kind == "RandomK":
@@ -423,6 +444,11 @@ def read_codec(
         refuse_unless(bits in (8, 16, 32), f"{bits} bits")
         refuse_unless(bool(2.0**-100 <= scale <= 2.0**100), f"a scale of {scale}")
         codec = Integers(bits, float(scale))
+    elif kind == "LowRank":
+        rank, factors, _, columns = struct.unpack_from("<BBHI", raw)
+        refuse_unless(1 <= rank <= 128, f"rank {rank}")
+        refuse_unless(factors in (1, 3), f"factors of dtype {factors}")
+        codec = LowRank(rank, DTYPE_NAMES[factors], columns or None)
     else:
         k = struct.unpack_from("<I", raw)[0]
         word = raw[16:20] if kind == "RandomK" else raw[8:12]
@@ -457,6 +483,8 @@ def compress(
     x: np.ndarray, codec: Any, residual: np.ndarray | None = None, step: int = 0
 ) -> tuple[bytes, np.ndarray]:
     """The payload of `x`, and the residual it leaves."""
+    if kind_of(codec) == "LowRank" and codec.columns is None and x.ndim > 1:
+        codec = replace(codec, columns=math.prod(x.shape[1:]) or None)
     dtype = dtype_of(x)
     a = widen(np.ascontiguousarray(x).ravel(), dtype)
     if residual is not None:

@@ -33,6 +33,7 @@ SMALL = [
     Grid(),
     tg.Ternary(block_size=64),
     tg.Integers(bits=16, scale=0.25),
+    tg.LowRank(rank=2),
     tg.TopK(k=7, indices="rice", values=tg.Ternary(block_size=64)),
     tg.ChunkTopK(k=2, chunk=20, indices="rice"),
 ]

@@ -6,6 +6,7 @@
 #include "../crc/kernel.h"
 #include "../integers/kernel.h"
 #include "../kernels.h"
+#include "../lowrank/kernel.h"
 #include "../quantize/kernel.h"
 #include "../sign/kernel.h"
 #include "../topk/kernel.h"
@@ -40,6 +41,9 @@
       TG_PER_INTEGER(from_integers),      \
       pack_signs,                         \
       unpack_signs,                       \
+      row_products,                       \
+      column_products,                    \
+      expand_row,                         \
       crc32c,                             \
   };                                      \
   }

@@ -142,6 +142,7 @@ class ErrorFeedback:
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of plain arrays and numbers: with tensors, ``torch.load(weights_only=True)`` reads it."""
+        memories = {key: call.memory for key, call in self._calls.items()}
         return {
             "version": STATE_VERSION,
             "skipped": self.skipped,
@@ -149,6 +150,11 @@ class ErrorFeedback:
             "residuals": {
                 key: like(view(r).array.copy(), "float32", tuple(r.shape), kind_of(r))
                 for key, r in self._residuals.items()
+            },
+            "memories": {
+                key: like(m.copy(), "float32", (m.size,), kind_of(self._residuals[key]))
+                for key, m in memories.items()
+                if m is not None and key in self._residuals
             },
         }
 
@@ -158,6 +164,7 @@ class ErrorFeedback:
             version, skipped = state["version"], int(state["skipped"])
             calls = {str(key): Call(int(step)) for key, step in state["steps"].items()}
             residuals = dict(state["residuals"])
+            memories = dict(state.get("memories", {}))  # states of version 0.1 have none
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise StateError(f"not a state of ErrorFeedback: {error!r}") from error
         if version != STATE_VERSION:
@@ -166,11 +173,20 @@ class ErrorFeedback:
             )
         copies: dict[str, AnyArray] = {}
         for key, residual in residuals.items():
-            try:
-                got = view(residual, f"residual {key!r}")
-            except InputError as error:
-                raise StateError(str(error)) from error
-            if got.dtype != "float32" or not np.isfinite(got.array).all():
-                raise StateError(f"residual {key!r} must be finite float32")
+            got = _finite_view(residual, f"residual {key!r}")
             copies[key] = like(got.array.copy(), "float32", got.shape, got.kind)
+        for key, memory in memories.items():
+            if key not in calls:
+                raise StateError(f"memory {key!r} is of no stream")
+            calls[key].memory = _finite_view(memory, f"memory {key!r}").array.copy()
         self._residuals, self._calls, self.skipped = copies, calls, skipped
+
+
+def _finite_view(array: AnyArray, what: str) -> View:
+    try:
+        got = view(array, what)
+    except InputError as error:
+        raise StateError(str(error)) from error
+    if got.dtype != "float32" or not np.isfinite(got.array).all():
+        raise StateError(f"{what} must be finite float32")
+    return got

@@ -78,6 +78,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "RandomK",
         {"k": 111, "seed": 5, "values": ("Integers", {"bits": 16, "scale": 0.0078125})},
     ),
+    "lowrank-2": ("LowRank", {"rank": 2}),
+    "lowrank-3-bfloat16": ("LowRank", {"rank": 3, "factors": "bfloat16", "seed": 99}),
+    "lowrank-dense": ("LowRank", {"rank": 7}),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from .cast import Cast, Identity
 from .chunk_topk import ChunkTopK
 from .integers import Integers
+from .low_rank import LowRank
 from .quantize import Quantize
 from .random_k import RandomK
 from .sign import Sign
@@ -15,6 +16,7 @@ __all__ = [
     "ChunkTopK",
     "Identity",
     "Integers",
+    "LowRank",
     "Quantize",
     "RandomK",
     "Sign",

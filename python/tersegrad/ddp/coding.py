@@ -29,6 +29,7 @@ class Task:
     step: int
     own: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # this rank's message
     failure: str | None = None  # what went wrong on this rank
+    factors: Any = None  # of LowRank parameters, see low_rank.py
 
     @property
     def random_step(self) -> int:
@@ -70,7 +71,10 @@ class Coder:
             self.clip(task)
             own, gradients = bytes_view(task.own, "message"), view(task.buffer)
             for slot in layout.slots:
-                marks[slot.index] = self._encode_slot(task, slot, gradients, own)
+                if not slot.is_low_rank:
+                    marks[slot.index] = self._encode_slot(task, slot, gradients, own)
+            if task.factors is not None:
+                task.factors.first(gradients, marks)
         except Exception as error:
             task.failure = f"{type(error).__name__}: {error}"
         for section in layout.sections:
@@ -82,7 +86,7 @@ class Coder:
         gradient = gradients.array[slot.entries]
         source, residual = gradient, None
         if self.error_feedback and not slot.dense:
-            if _is_zero(gradient, task.buffer[slot.entries]):
+            if is_zero(gradient, task.buffer[slot.entries]):
                 return ABSENT
             residual = view(self.memory.touch(slot.entry.residual_of()).now).array
             if self.momentum is not None:
@@ -173,7 +177,7 @@ class Coder:
         return task.buffer
 
 
-def _is_zero(values: Any, tensor: torch.Tensor) -> bool:
+def is_zero(values: Any, tensor: torch.Tensor) -> bool:
     """Whether every entry is zero. Most are found not to be at once."""
     first = values[:256]
     if (first & 0x7FFF if first.dtype == np.uint16 else first).any():

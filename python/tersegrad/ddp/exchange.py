@@ -7,7 +7,6 @@ or in a hierarchy the worker. `finish` is called by the worker alone. Both see o
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 
@@ -83,7 +82,17 @@ class AllGather:
         counters.waited(watch())
         messages = self.gathered.view(task.layout.world_size, -1)
         marks = heads_of(task, messages)
-        lost, bodies = lost_in(task, marks), [bytes_view(m, "message") for m in messages]
+        lost = lost_in(task, marks)
+        self.average_bodies(marks, lost)
+        result = self.coder.finish(task, lost)
+        counters.add(decode_seconds=watch())
+        return result
+
+    def average_bodies(self, marks: list[bytes], lost: list[Slot]) -> None:
+        """The mean of every parameter that the messages hold."""
+        task = self.task
+        messages = self.gathered.view(task.layout.world_size, -1)
+        bodies = [bytes_view(m, "message") for m in messages]
         for slot, piece in task.layout.sections[0].pieces:
             if slot in lost:
                 continue
@@ -95,9 +104,6 @@ class AllGather:
             self.coder.add_up(task, slot, piece, pairs, total)
             if total is not mean:
                 mean.copy_(total)
-        result = self.coder.finish(task, lost)
-        counters.add(decode_seconds=watch())
-        return result
 
     def _bytes(self, name: str, size: int) -> torch.Tensor:
         layout = self.task.layout
@@ -186,9 +192,6 @@ class TwoStep(AllGather):
                 else:
                     task.buffer[piece.entries].zero_()
         return self.coder.finish(task, lost)
-
-
-EXCHANGES: dict[str, Any] = {"dense": Dense, "all_gather": AllGather, "two_step": TwoStep}
 
 
 def dense_received_bytes(layout: Layout) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from .. import Codec, Identity
+from .. import Codec, Identity, LowRank
 from ..codec import Call
 from ..errors import StateError
 from ..exchange import DTYPES, own_noise
@@ -17,7 +17,7 @@ from .memory import Entry, Memory, Part
 from .message import head_bytes
 from .telemetry import Counters
 
-Form = Literal["dense", "all_gather", "two_step", "noop"]
+Form = Literal["dense", "all_gather", "two_step", "low_rank", "noop"]
 
 
 @dataclass(eq=False)
@@ -51,6 +51,17 @@ class Slot:
     def dense(self) -> bool:
         return isinstance(self.codec, Identity)
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether its factors are averaged, and the message holds no body of it."""
+        return isinstance(self.codec, LowRank)
+
+    @property
+    def matrix(self) -> LowRank:
+        """The codec of a low-rank parameter."""
+        assert isinstance(self.codec, LowRank)
+        return self.codec
+
 
 @dataclass(eq=False)
 class Section:
@@ -78,7 +89,7 @@ class Layout:
         In the bucket's order.
     codec_of : function of Entry
     memory : Memory
-    form : {"dense", "all_gather", "two_step", "noop"}
+    form : {"dense", "all_gather", "two_step", "low_rank", "noop"}
     rank, world_size : int
         In the group that exchanges.
     """
@@ -117,7 +128,7 @@ class Layout:
             raise StateError(f"a bucket of {buffer.numel()} entries for {entry} parameter entries")
         self.head_bytes = head_bytes(len(self.slots))
         self.sections: list[Section] = []
-        if form in ("all_gather", "two_step"):
+        if form in ("all_gather", "two_step", "low_rank"):
             self._place_bodies(memory)
         self.section_bytes = max((section.size for section in self.sections), default=0)
         self.message_bytes = sum(section.size for section in self.sections)
@@ -128,6 +139,8 @@ class Layout:
         sizes = [self.head_bytes] * (self.world_size if two_step else 1)
         owned: list[list[tuple[Slot, Piece]]] = [[] for _ in sizes]
         for slot in self.slots:
+            if slot.is_low_rank:
+                continue
             n = slot.entry.parameter.numel()
             parts = memory.parts(slot.entry, self.world_size) if two_step else [Part(0, n, 0)]
             for part in parts:
