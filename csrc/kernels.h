@@ -19,6 +19,13 @@ struct SignSummary {
   uint32_t max_key;
 };
 
+// Over the entries of a rotated block that are sent, each in the order of sign/spec.h.
+struct RotationSums {
+  float squares;   // z * z
+  float products;  // level * |z|
+  float levels;    // level * level
+};
+
 // Arrays of functions over dtypes are indexed by dtype_slot, those over code widths by bits_slot.
 constexpr int kDTypes = 3;
 inline int dtype_slot(DType dtype) { return static_cast<int>(dtype) - 1; }
@@ -27,8 +34,15 @@ inline int bits_slot(int bits) { return bits == 8 ? 0 : bits == 4 ? 1 : 2; }
 constexpr int kIntegerWidths = 3;
 inline int integer_slot(int bits) { return bits == 8 ? 0 : bits == 16 ? 1 : 2; }
 
+constexpr int kRotationWidths = 4;
+
 // collect may write this many entries beyond the count it returns.
 constexpr size_t kCollectSlack = 16;
+
+struct Moments {
+  float sum, squares;  // of the magnitudes, in the lanes of sign/spec.h
+  uint32_t max_key;
+};
 
 struct Kernels {
   const char* name;
@@ -74,6 +88,19 @@ struct Kernels {
   // sign: one block.
   SignSummary (*pack_signs)(const float* a, size_t n, uint8_t* bits);
   void (*unpack_signs)(const uint8_t* bits, float scale, float* out, size_t n);
+
+  // rotate: random signs in groups of 2048 entries, 64 words for each, from these counters on; then one Hadamard
+  // transform of n entries, a power of two, whose first sign is number `first` of `words`, a multiple of 64. rotate:
+  // out is the transform of sign * factor * a; unrotate, in place: saturate(sign * norm * transform * scale).
+  void (*rotation_signs)(const Noise& noise, uint32_t first_counter, size_t groups, uint32_t* words);
+  void (*rotate)(const float* a, size_t n, const uint32_t* words, size_t first, float factor, float* out);
+  void (*unrotate)(float* values, size_t n, const uint32_t* words, size_t first, float norm, float scale);
+  // Codes of 1, 2, 3 or 4 bits (at bits - 1) for n entries of any number, and what they stand for before the scale.
+  RotationSums (*quantize_rotated[kRotationWidths])(const float* z, size_t n, uint8_t* codes);
+  void (*dequantize_rotated[kRotationWidths])(const uint8_t* codes, size_t n, float* out);
+
+  // threshold: at most a piece.
+  Moments (*moments)(const float* a, size_t n);
 
   // lowrank: factors stored column by column, `p_stride` and `q_stride` entries apart. The sums of row_products are in
   // the order of lowrank/spec.h, those of the others ascend, from what q holds or from the first product.

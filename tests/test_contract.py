@@ -27,5 +27,6 @@ def test_every_codec_of_the_package_is_in_the_list() -> None:
         tg.RandomK,
         tg.Ternary,
         tg.Integers,
+        tg.Threshold,
         tg.LowRank,
     }

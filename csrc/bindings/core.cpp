@@ -62,12 +62,16 @@ py::tuple select_chunks(const py::array& x, std::optional<py::array> residual, s
 }
 
 ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block_size, std::optional<uint64_t> seed,
-                       float threshold, float scale, float limit) {
+                       float threshold, float scale, float limit, size_t kept, bool unbiased) {
   ValueCodec codec;
   codec.wire = dtype_from_code(wire);
-  const bool is_integers = kind == "integers";
-  require(is_integers ? bits == 8 || bits == 16 || bits == 32 : bits == 8 || bits == 4 || bits == 2,
-          "bits must be 8, 4 or 2, or 8, 16 or 32 for integers");
+  const bool is_integers = kind == "integers", is_rotated = kind == "rotated";
+  require(is_integers  ? bits == 8 || bits == 16 || bits == 32
+          : is_rotated ? bits >= 1 && bits <= 4
+                       : bits == 8 || bits == 4 || bits == 2,
+          "bits must be 8, 4 or 2; 8, 16 or 32 for integers; 1 to 4 for rotated");
+  require(!is_rotated || ((block_size & (block_size - 1)) == 0 && kept < block_size),
+          "block_size must be a power of two, and kept below it");
   require(block_size > 0 && block_size % 64 == 0 && block_size <= 65536,
           "block_size must be a multiple of 64 up to 65536");
   codec.quantized = {bits, block_size};
@@ -75,6 +79,8 @@ ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block
   codec.digits = {block_size};
   codec.threshold = threshold;
   codec.integer = {bits, {scale, 1.0f / scale, limit}};
+  codec.rotated = {bits, block_size, kept};
+  codec.unbiased = unbiased;
   codec.stochastic = seed.has_value();
   codec.seed = seed.value_or(0);
   using Kind = ValueCodec::Kind;
@@ -83,20 +89,23 @@ ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block
                : kind == "sign"     ? Kind::sign
                : kind == "ternary"  ? Kind::ternary
                : is_integers        ? Kind::integers
+               : is_rotated         ? Kind::rotated
                                     : Kind::identity;
   return codec;
 }
 
 Codec codec(const std::string& selection, const ValueCodec& values, double density, size_t k, size_t chunk, int form,
-            uint64_t mask_seed) {
+            uint64_t mask_seed, float threshold) {
   using Selection = Codec::Selection;
-  Selection chosen = selection == "topk"     ? Selection::topk
-                     : selection == "chunks" ? Selection::chunks
-                     : selection == "random" ? Selection::random
-                                             : Selection::all;
+  Selection chosen = selection == "topk"        ? Selection::topk
+                     : selection == "chunks"    ? Selection::chunks
+                     : selection == "random"    ? Selection::random
+                     : selection == "threshold" ? Selection::threshold
+                                                : Selection::all;
+  require(is_finite_key(bits_of(threshold)), "threshold must be from zero to the largest float32");
   require(density >= 0 && density <= 1 && form >= 0 && form <= 4, "density or index form out of range");
   require(chosen != Selection::chunks || (k > 0 && k <= chunk && chunk <= 65536), "need 0 < k <= chunk <= 65536");
-  return {chosen, values, density, k, chunk, form, mask_seed};
+  return {chosen, values, density, k, chunk, form, mask_seed, threshold};
 }
 
 py::tuple encode(const Codec& codec, const py::array& x, std::optional<py::array> residual, int dtype, uint32_t step,
@@ -343,10 +352,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("select_chunks", select_chunks, "x"_a, "residual"_a, "k"_a, "chunk"_a);
   py::class_<ValueCodec>(m, "ValueCodec")
       .def(py::init(&value_codec), "kind"_a, "wire"_a = 1, "bits"_a = 8, "block_size"_a = 256, "seed"_a = std::nullopt,
-           "threshold"_a = 0.0f, "scale"_a = 1.0f, "limit"_a = 1.0f);
+           "threshold"_a = 0.0f, "scale"_a = 1.0f, "limit"_a = 1.0f, "kept"_a = 0, "unbiased"_a = true);
   py::class_<Codec>(m, "Codec")
       .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0,
-           "mask_seed"_a = 0)
+           "mask_seed"_a = 0, "threshold"_a = 0.0f)
       .def("survivors", &Codec::survivors, "n"_a)
       .def(
           "form", [](const Codec& c, size_t n) { return static_cast<int>(c.index_form(n)); }, "n"_a)

@@ -18,11 +18,14 @@ from .codecs import (
     LowRank,
     Quantize,
     RandomK,
+    Rotated,
     Sign,
     Ternary,
+    Threshold,
     TopK,
     Zstd,
 )
+from .ef21 import EF21, EF21Receiver
 from .errors import (
     BackendError,
     BudgetError,
@@ -43,6 +46,7 @@ from .tune import AdaptiveCodec
 __version__ = "0.1.0"
 
 __all__ = [
+    "EF21",
     "AdaptiveCodec",
     "BackendError",
     "BudgetError",
@@ -50,6 +54,7 @@ __all__ = [
     "ChunkTopK",
     "Codec",
     "CodecError",
+    "EF21Receiver",
     "ErrorFeedback",
     "Identity",
     "InputError",
@@ -61,10 +66,12 @@ __all__ = [
     "PayloadError",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "StateError",
     "Ternary",
     "TersegradError",
+    "Threshold",
     "TopK",
     "Zstd",
     "add",

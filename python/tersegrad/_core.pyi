@@ -24,9 +24,9 @@ def select_chunks(
 ) -> tuple[_Indices, _Floats, bool]: ...
 
 class ValueCodec:
-    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary or integers.
+    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary, integers or rotated.
 
-    A seed asks for stochastic rounding.
+    A seed asks for stochastic rounding; it is always there for rotated.
     """
 
     def __init__(
@@ -39,10 +39,12 @@ class ValueCodec:
         threshold: float = 0.0,
         scale: float = 1.0,
         limit: float = 1.0,
+        kept: int = 0,
+        unbiased: bool = True,
     ) -> None: ...
 
 class Codec:
-    """A codec as one native call: `selection` is all, topk, chunks or random."""
+    """A codec as one native call: `selection` is all, topk, chunks, random or threshold."""
 
     def __init__(
         self,
@@ -53,6 +55,7 @@ class Codec:
         chunk: int = 0,
         form: int = 0,
         mask_seed: int = 0,
+        threshold: float = 0.0,
     ) -> None: ...
     def survivors(self, n: int) -> int: ...
     def form(self, n: int) -> int: ...

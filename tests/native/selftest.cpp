@@ -18,7 +18,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 47;
+constexpr size_t kKernels = 59;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -332,6 +332,44 @@ uint64_t sign_family(const Kernels& kernels, size_t n) {
   return hash.state();
 }
 
+uint64_t rotate_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Noise noise{0x0123456789abcdefu, 41};
+  const Floats a = finite_floats(n, 1);
+  std::vector<uint32_t> words(4 * 64);
+  kernels.rotation_signs(noise, 0x80000010u, 4, words.data());
+  hash.add(words);
+  for (size_t power = 1; power <= n && power <= 4096; power *= 2) {
+    Floats z(power);
+    kernels.rotate(a.data() + (n - power), power, words.data(), 1984, 0.37f, z.data());
+    hash.add(z);
+    kernels.unrotate(z.data(), power, words.data(), 64, 0.125f, 1e38f);
+    hash.add(z);
+  }
+  for (int bits = 1; bits <= kRotationWidths; ++bits) {
+    Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
+    RotationSums sums{};
+    if (n > 0) sums = kernels.quantize_rotated[bits - 1](a.data(), n, codes.data());
+    for (float sum : {sums.squares, sums.products, sums.levels}) hash.add(bits_of(sum));
+    hash.add(codes);
+    Floats decoded(n);
+    kernels.dequantize_rotated[bits - 1](codes.data(), n, decoded.data());
+    hash.add(decoded);
+  }
+  return hash.state();
+}
+
+uint64_t threshold_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  for (const Floats& a : {finite_floats(n, 1), finite_floats(n, 2)}) {
+    const Moments own = kernels.moments(a.data(), n);
+    hash.add(bits_of(own.sum));
+    hash.add(bits_of(own.squares));
+    hash.add(own.max_key);
+  }
+  return hash.state();
+}
+
 uint64_t crc_family(const Kernels& kernels, size_t n) {
   Hash hash;
   const Tensor bytes = any_halves(DType::float16, n, 8);
@@ -417,6 +455,18 @@ std::vector<Codec> integers_codecs() {
           dense(integers_of(32, 0x1p-20f, 0x1p24f, true)),
           sparse(Selection::random, 0.1, 0, integers_of(16, 0x1p-7f, 32767, false))};
 }
+ValueCodec rotated(int bits, size_t block_size, size_t kept, bool unbiased) {
+  ValueCodec values;
+  values.kind = Kind::rotated;
+  values.rotated = {bits, block_size, kept};
+  values.unbiased = unbiased;
+  values.seed = 0x0123456789abcdefu;
+  return values;
+}
+std::vector<Codec> rotate_codecs() {
+  return {dense(rotated(1, 64, 0, true)), dense(rotated(2, 512, 0, false)), dense(rotated(3, 4096, 0, true)),
+          dense(rotated(4, 65536, 0, true)), dense(rotated(1, 1024, 300, true))};
+}
 std::vector<Codec> sign_codecs() { return {dense(signs(64)), dense(signs(320)), dense(signs(1024))}; }
 std::vector<Codec> topk_codecs() {
   return {sparse(Selection::topk, 0.01, 0, quantized(4, 256, false)),
@@ -430,6 +480,15 @@ std::vector<Codec> index_codecs() {
   return {sparse(Selection::random, 0.01, 0, kPlain),  sparse(Selection::random, 0, 7, quantized(8, 64, true)),
           sparse(Selection::topk, 0.03, 0, kPlain, 1), sparse(Selection::topk, 0.03, 0, kPlain, 2),
           sparse(Selection::topk, 0.03, 0, kPlain, 3), sparse(Selection::topk, 0.3, 0, kPlain, 1)};
+}
+Codec above(float threshold, double density, const ValueCodec& values, int form) {
+  Codec codec = sparse(Selection::threshold, density, 0, values, form);
+  codec.threshold = threshold;
+  return codec;
+}
+std::vector<Codec> threshold_codecs() {
+  return {above(0.75f, 0, kPlain, 0), above(0, 0.01, quantized(4, 64, false), 4), above(0, 0.2, kPlain, 1),
+          above(1e9f, 0, signs(64), 2), above(0, 0.001, kPlain, 3)};
 }
 std::vector<Codec> rice_codecs() {
   return {sparse(Selection::topk, 0.01, 0, kPlain, 4), sparse(Selection::topk, 0.3, 0, ternary_digits(64, 0), 4),
@@ -526,9 +585,11 @@ int main() {
                              {"integers", integers_family, integers_codecs()},
                              {"lowrank", lowrank_family, {}},
                              {"sign", sign_family, sign_codecs()},
+                             {"rotate", rotate_family, rotate_codecs()},
                              {"ternary", nullptr, ternary_codecs()},
                              {"index", nullptr, index_codecs()},
                              {"rice", nullptr, rice_codecs()},
+                             {"threshold", threshold_family, threshold_codecs()},
                              {"crc", crc_family, {}}};
   for (const Family& family : families) {
     const uint64_t expected = hash_of(family, *available().back());  // scalar, by the definitions

@@ -6,8 +6,10 @@ from .integers import Integers
 from .low_rank import LowRank
 from .quantize import Quantize
 from .random_k import RandomK
+from .rotated import Rotated
 from .sign import Sign
 from .ternary import Ternary
+from .threshold import Threshold
 from .topk import TopK
 from .zstd import Zstd
 
@@ -19,8 +21,10 @@ __all__ = [
     "LowRank",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "Ternary",
+    "Threshold",
     "TopK",
     "Zstd",
 ]

@@ -11,8 +11,9 @@ import torch
 
 from .. import Codec, Identity, LowRank
 from ..codec import Call
-from ..errors import StateError
+from ..errors import CodecError, StateError
 from ..exchange import DTYPES, own_noise
+from .engine import engine_of
 from .memory import Entry, Memory, Part
 from .message import head_bytes
 from .telemetry import Counters
@@ -114,6 +115,7 @@ class Layout:
         self.device = buffer.device
         self.dense_bytes = buffer.numel() * buffer.element_size()
         self.counters = Counters(counters)
+        self.engine: Any = engine_of(buffer)
         self.slots: list[Slot] = []
         entry = 0
         for parameter in parameters:
@@ -126,13 +128,16 @@ class Layout:
             entry += n
         if entry != buffer.numel():
             raise StateError(f"a bucket of {buffer.numel()} entries for {entry} parameter entries")
-        self.head_bytes = head_bytes(len(self.slots))
+        self.head_bytes = self._aligned(head_bytes(len(self.slots)))
         self.sections: list[Section] = []
         if form in ("all_gather", "two_step", "low_rank"):
             self._place_bodies(memory)
         self.section_bytes = max((section.size for section in self.sections), default=0)
         self.message_bytes = sum(section.size for section in self.sections)
         self.checksum = zlib.crc32(repr(self._facts()).encode())
+        self.engine.prepare(self)
+        if buffer.device.type != "cpu" and any(slot.is_low_rank for slot in self.slots):
+            raise CodecError(f"LowRank works on gradients on the CPU, not on {buffer.device}")
 
     def _place_bodies(self, memory: Memory) -> None:
         two_step = self.form == "two_step"
@@ -151,11 +156,16 @@ class Layout:
                 piece = Piece(part, entries, body)
                 slot.pieces.append(piece)
                 owned[part.owner].append((slot, piece))
-                sizes[part.owner] += size
+                sizes[part.owner] = self._aligned(body.stop)
         start = 0
         for size, pieces in zip(sizes, owned, strict=True):
             self.sections.append(Section(start, size, pieces))
             start += size
+
+    def _aligned(self, size: int) -> int:
+        """Where the next body begins, after so many bytes."""
+        alignment: int = self.engine.alignment
+        return -(-size // alignment) * alignment
 
     def place(self, slot: Slot, piece: Piece) -> slice:
         """Of a body, in the message of all sections."""

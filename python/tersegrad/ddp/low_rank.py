@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from .. import _core
-from ..buffers import DTYPE_CODES, Floats, View, view
+from ..buffers import DTYPE_CODES, Floats, view
 from ..errors import InputError
-from .coding import Coder, Task, is_zero
-from .exchange import AllGather, Stopwatch, heads_of, lost_in
+from .coding import Coder, Task
+from .engine import HostMarks, HostVerdict
+from .exchange import AllGather, Stopwatch
 from .groups import Group, all_reduce
 from .layout import Slot
-from .message import ABSENT, NON_FINITE, SENT
+from .message import NON_FINITE, SENT
 
 
 class Factors:
@@ -61,7 +62,7 @@ class Factors:
         sums = flat if self.wire == flat.dtype else flat.to(self.wire)
         return all_reduce(group, sums), sums
 
-    def first(self, gradients: View, marks: bytearray) -> None:
+    def first(self, gradients: Any, marks: HostMarks) -> None:
         """Take in this rank's gradients, and P = M Q of each."""
         coder, memory = self.coder, self.coder.memory
         sources: list[Any] = []
@@ -69,11 +70,12 @@ class Factors:
         memories: list[Floats | None] = []
         for slot, q in zip(self.slots, self.qs, strict=True):
             raw = self.task.buffer[slot.entries]
-            source = gradients.array[slot.entries]
-            marks[slot.index] = ABSENT if is_zero(source, raw) else SENT
+            source = gradients[slot.entries]
+            if not marks.is_absent(slot, source, raw):
+                marks.put(slot, SENT)
             residual = None
             if not memory.rollback and not _core.all_finite(source):
-                marks[slot.index] = NON_FINITE
+                marks.put(slot, NON_FINITE)
                 source = view(torch.zeros(raw.numel())).array
             elif coder.error_feedback:
                 residual = view(memory.touch(slot.entry.residual_of()).now).array
@@ -97,11 +99,11 @@ class Factors:
         )
         for slot, p, good in zip(self.slots, self.ps, finite, strict=True):
             if not good:
-                if coder.error_feedback and _core.all_finite(gradients.array[slot.entries]):
+                if coder.error_feedback and _core.all_finite(gradients[slot.entries]):
                     raise InputError(
                         "a gradient is finite but with its residual or velocity it is not: call state.reset()"
                     )
-                marks[slot.index] = NON_FINITE
+                marks.put(slot, NON_FINITE)
                 p.fill(0)
 
     def second(self) -> None:
@@ -117,14 +119,14 @@ class Factors:
                 [self.qs[i] for i in chosen],
             )
 
-    def third(self, marks: Sequence[bytes], lost: Sequence[Slot]) -> None:
+    def third(self, verdict: HostVerdict) -> None:
         """From the mean of Q on all ranks: the mean of the gradients, and what this rank's residual keeps."""
         layout, memory = self.task.layout, self.coder.memory
         target, code = view(self.task.buffer), DTYPE_CODES[layout.dtype]
         for i, slot in enumerate(self.slots):
-            if slot in lost:
+            if verdict.skips(slot):
                 continue
-            if all(mark[slot.index] == ABSENT for mark in marks):
+            if verdict.skips_mean(slot):  # no rank has a gradient
                 self.task.buffer[slot.entries].zero_()
                 continue
             p, q, columns, rank = self.ps[i], self.qs[i], self.columns[i], self.ranks[i]
@@ -161,19 +163,18 @@ class LowRankAllReduce(AllGather):
         self.work.wait()
         self.p_work.wait()
         counters.waited(watch())
-        marks = heads_of(task, self.gathered.view(task.layout.world_size, -1))
-        lost = lost_in(task, marks)
+        verdict = task.layout.engine.judge(task, self.gathered.view(task.layout.world_size, -1))
         if self.p_sums is not factors.p_flat:
             factors.p_flat.copy_(self.p_sums)
         factors.second()
         counters.add(compress_seconds=watch())
         work, sums = factors.sum_up(group, factors.q_flat)
-        self.average_bodies(marks, lost)
+        self.average_bodies(verdict)
         counters.add(decode_seconds=watch())
         work.wait()
         counters.waited(watch())
         torch.mul(sums.float(), 1.0 / task.layout.world_size, out=factors.q_flat)
-        factors.third(marks, lost)
-        result = self.coder.finish(task, lost)
+        factors.third(verdict)
+        result = self.coder.finish(task, verdict)
         counters.add(decode_seconds=watch())
         return result

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..device import of
 from ..errors import StateError
+from ..momentum import advance
 from .memory import Entry, Memory
 
 
@@ -59,14 +61,16 @@ class MomentumCorrection:
         if self.clip_norm is None:
             return
         limit = self.clip_norm * scale / math.sqrt(world_size)
-        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        length = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        if of(gradient) is not None:  # without waiting for the norm
+            gradient.mul_((limit / length).clamp_(max=1))
+            return
+        norm = float(length)
         if norm > limit:
             gradient.mul_(limit / norm)
 
     def step(self, memory: Memory, entry: Entry, gradient: torch.Tensor) -> torch.Tensor:
         """The velocity's next step: what takes the gradient's place, flat float32."""
         before, now = memory.advance(entry.velocity_of())
-        # One operation at a time: a fused multiply-add would differ between processors.
-        torch.mul(before, self.momentum, out=now)
-        now.add_(gradient)
-        return now.mul(self.momentum).add_(gradient) if self.nesterov else now
+        after: torch.Tensor = advance(before, now, gradient, self.momentum, self.nesterov)
+        return after
