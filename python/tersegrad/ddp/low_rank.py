@@ -9,6 +9,7 @@ the message of `AllGather`, and so does whether a gradient was finite.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,7 +51,10 @@ class Factors:
     def _lay(self, name: str, sizes: list[int]) -> tuple[torch.Tensor, list[Floats]]:
         layout = self.task.layout
         flat = self.coder.scratch.take(layout.index, name, sum(sizes), torch.float32, layout.device)
-        return flat, [view(part).array for part in flat.split(sizes)]
+        ends = list(accumulate(sizes))
+        return flat, [
+            view(flat[end - size : end]).array for end, size in zip(ends, sizes, strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:
