@@ -49,6 +49,7 @@
       unrotate_block,                            \
       TG_PER_ROTATION_WIDTH(quantize_rotated),   \
       TG_PER_ROTATION_WIDTH(dequantize_rotated), \
+      sum_of_squares,                            \
       moments,                                   \
       row_products,                              \
       column_products,                           \

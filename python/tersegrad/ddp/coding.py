@@ -24,6 +24,7 @@ class Task:
     own: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # this rank's message
     failure: str | None = None  # what went wrong on this rank
     factors: Any = None  # of LowRank parameters, see low_rank.py
+    head: torch.Tensor | None = None  # how messages of the step begin, where a device compares them
 
     @property
     def random_step(self) -> int:
