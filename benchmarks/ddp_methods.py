@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from tersegrad import ChunkTopK, Codec, Quantize, Sign, TopK
+from tersegrad import ChunkTopK, Codec, LowRank, Quantize, Sign, TopK
 from tersegrad.ddp import CompressionState, MomentumCorrection, Rule, compression_hook
 
 Stats = Callable[[], dict[str, float]]
@@ -87,6 +87,9 @@ METHODS = {
     "powersgd1": power_sgd(1),
     "powersgd2": power_sgd(2),
     "powersgd4": power_sgd(4),
+    "lowrank1": ours("`LowRank(1)`", LowRank(1)),
+    "lowrank4": ours("`LowRank(4)`", LowRank(4)),
+    "lowrank4-bf16": ours('`LowRank(4, "bfloat16")`', LowRank(4, "bfloat16")),
     "topk1": ours("`TopK(0.01, values=Quantize(4))`", TopK(0.01, values=Quantize(4))),
     "topk1-momentum": ours(
         "the same, momentum corrected",

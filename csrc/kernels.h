@@ -127,6 +127,18 @@ struct Kernels {
   // threshold: at most a piece.
   Moments (*moments)(const float* a, size_t n);
 
+  // lowrank: factors stored column by column, `p_stride` and `q_stride` entries apart. The sums of row_products are in
+  // the order of lowrank/spec.h, those of the others ascend, from what q holds or from the first product.
+  // p[k] = m . q[k], one row of n entries.
+  void (*row_products)(const float* m, size_t n, const float* q, size_t q_stride, size_t rank, float* p,
+                       size_t p_stride);
+  // q[k][j] += m[row][j] * p[k][row] for each row.
+  void (*column_products)(const float* m, size_t m_stride, size_t rows, size_t n, const float* p, size_t p_stride,
+                          size_t rank, float* q, size_t q_stride);
+  // out[j] = sum of p[k] * q[k][j]; not saturated.
+  void (*expand_row)(const float* p, size_t p_stride, const float* q, size_t q_stride, size_t rank, float* out,
+                     size_t n);
+
   // crc: continues a CRC-32C; start with 0.
   uint32_t (*crc32c)(uint32_t crc, const void* data, size_t bytes);
 };

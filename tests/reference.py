@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import reference_low_rank as low_rank
 import reference_rotated as rotated
 from reference_indices import (
     INDEX_FORMS,
@@ -123,6 +124,14 @@ class NF4:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    rank: int = 4
+    factors: str = "float32"
+    columns: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TopK:
     density: float | None = None
     k: int | None = None
@@ -170,6 +179,7 @@ CODEC_IDS = {
     "NF4": 14,
     "Integers": 15,
     "Threshold": 16,
+    "LowRank": 17,
 }
 VALUE_CODECS = (
     "Identity",
@@ -257,6 +267,9 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         return 4 * math.ceil(n / codec.block_size) + bytes_of(n * (4 if kind == "NF4" else 8))
     if kind == "Magnitudes":
         return 4 * math.ceil(n / codec.block_size) + bytes_of(n * codec.bits)
+    if kind == "LowRank":
+        rows = low_rank.rows_of(codec, n, dtype)
+        return low_rank.factor_bytes(codec, rows) if rows else n * ITEM_BYTES[dtype]
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -392,6 +405,9 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_magnitudes(codec, a)
     if kind in SMALL_FLOATS:
         return encode_small(codec, a, step)
+    if kind == "LowRank":
+        rows = low_rank.rows_of(codec, len(a), dtype)
+        return low_rank.encode(codec, a, rows) if rows else store(a, dtype).tobytes()
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -441,6 +457,9 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
         codes = np.frombuffer(body, f"<i{codec.bits // 8}", n)
         with np.errstate(over="ignore"):
             return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
+    if kind == "LowRank":
+        rows = low_rank.rows_of(codec, n, dtype)
+        return low_rank.decode(codec, body, rows, dtype) if rows else read_values(body, n, dtype)
     if kind == "Rotated":
         return saturate(rotated.decode(codec, body, n, step), dtype)
     if kind == "Magnitudes":
@@ -490,6 +509,8 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         log2 = codec.block.bit_length() - 1
         share = rotated.share_of(codec)
         return struct.pack("<BBHQI", rotated.width_of(codec), log2, share, codec.seed, step)
+    if kind == "LowRank":
+        return struct.pack("<BBHI", codec.rank, DTYPE_IDS[codec.factors], 0, codec.columns or 0)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
     if kind == "Threshold":
@@ -534,6 +555,11 @@ def read_codec(
         refuse_unless(bits in (8, 16, 32), f"{bits} bits")
         refuse_unless(bool(2.0**-100 <= scale <= 2.0**100), f"a scale of {scale}")
         codec = Integers(bits, float(scale))
+    elif kind == "LowRank":
+        rank, factors, _, columns = struct.unpack_from("<BBHI", raw)
+        refuse_unless(1 <= rank <= 128, f"rank {rank}")
+        refuse_unless(factors in (1, 3), f"factors of dtype {factors}")
+        codec = LowRank(rank, DTYPE_NAMES[factors], columns or None)
     elif kind == "Rotated":
         bits, log2, share, seed, step = struct.unpack_from("<BBHQI", raw)
         refuse_unless(1 <= bits <= 4 and 6 <= log2 <= 16, f"{bits} bits, blocks of 2**{log2}")
@@ -579,6 +605,8 @@ def compress(
     x: np.ndarray, codec: Any, residual: np.ndarray | None = None, step: int = 0
 ) -> tuple[bytes, np.ndarray]:
     """The payload of `x`, and the residual it leaves."""
+    if kind_of(codec) == "LowRank" and codec.columns is None and x.ndim > 1:
+        codec = replace(codec, columns=math.prod(x.shape[1:]) or None)
     dtype = dtype_of(x)
     a = widen(np.ascontiguousarray(x).ravel(), dtype)
     if residual is not None:

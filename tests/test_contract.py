@@ -32,4 +32,5 @@ def test_every_codec_of_the_package_is_in_the_list() -> None:
         tg.Float8,
         tg.NF4,
         tg.Threshold,
+        tg.LowRank,
     }

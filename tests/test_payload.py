@@ -38,6 +38,7 @@ SMALL = [
     tg.Float8(),
     tg.NF4(),
     tg.Threshold(value=1.0, values=tg.Quantize(bits=4)),
+    tg.LowRank(rank=2),
     tg.TopK(k=7, indices="rice", values=tg.Ternary(block_size=64)),
     tg.ChunkTopK(k=2, chunk=20, indices="rice"),
     tg.Rotated(3, block=64),

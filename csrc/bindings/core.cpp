@@ -8,6 +8,7 @@
 #include "../dispatch.h"
 #include "arrays.h"
 #include "dlpack.h"
+#include "lowrank.h"
 
 namespace {
 
@@ -388,6 +389,7 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "smallest_index_form", [](uint64_t n, uint64_t k) { return static_cast<int>(smallest_index_form(n, k)); }, "n"_a,
       "k"_a);
+  define_lowrank(m);
   m.def("settle", settle, "residual"_a, "index"_a, "value"_a, "decoded"_a);
   m.def("all_finite", all_finite, "x"_a);
   m.def("accumulate", accumulate, "x"_a, "residual"_a);

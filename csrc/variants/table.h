@@ -7,6 +7,7 @@
 #include "../integers/kernel.h"
 #include "../kernels.h"
 #include "../levels/kernel.h"
+#include "../lowrank/kernel.h"
 #include "../quantize/kernel.h"
 #include "../rotate/kernel.h"
 #include "../sign/kernel.h"
@@ -60,6 +61,9 @@
       TG_PER_ROTATION_WIDTH(dequantize_rotated), \
       sum_of_squares,                            \
       moments,                                   \
+      row_products,                              \
+      column_products,                           \
+      expand_row,                                \
       crc32c,                                    \
   };                                             \
   }

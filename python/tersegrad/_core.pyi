@@ -103,6 +103,47 @@ def decode_index(form: int, stream: _Bytes, n: int, k: int) -> _Indices: ...
 def draw_index(n: int, k: int, seed: int, step: int) -> _Indices: ...
 def index_bytes(form: int, n: int, k: int) -> int: ...
 def smallest_index_form(n: int, k: int) -> int: ...
+def lowrank_first(
+    xs: Sequence[_Entries],
+    residuals: Sequence[_Floats | None],
+    columns: Sequence[int],
+    ranks: Sequence[int],
+    seeds: Sequence[int],
+    memories: Sequence[_Floats | None],
+    ps: Sequence[_Floats],
+    qs: Sequence[_Floats],
+) -> list[bool]: ...
+def lowrank_second(
+    ms: Sequence[_Floats],
+    columns: Sequence[int],
+    ranks: Sequence[int],
+    factors: int,
+    ps: Sequence[_Floats],
+    qs: Sequence[_Floats],
+) -> None: ...
+def lowrank_subtract(
+    residuals: Sequence[_Floats],
+    columns: Sequence[int],
+    ranks: Sequence[int],
+    ps: Sequence[_Floats],
+    qs: Sequence[_Floats],
+    dtype: int,
+) -> None: ...
+def lowrank_write(p: _Floats, q: _Floats, factors: int, body: _Bytes) -> None: ...
+def lowrank_read(body: _Bytes, factors: int, p: _Floats, q: _Floats) -> None: ...
+def lowrank_decode(
+    p: _Floats,
+    q: _Floats,
+    columns: int,
+    rank: int,
+    dtype: int,
+    out: _Entries,
+    accumulate: bool,
+    scale: float,
+) -> None: ...
+def lowrank_measure(
+    p: _Floats, q: _Floats, n: int, columns: int, rank: int, dtype: int
+) -> tuple[float, float]: ...
 def settle(residual: _Floats, index: _Indices, value: _Floats, decoded: _Floats) -> None: ...
 def all_finite(x: _Entries) -> bool: ...
 def accumulate(x: _Entries, residual: _Floats) -> bool: ...

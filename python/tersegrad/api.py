@@ -106,7 +106,7 @@ def compress_view(
 ) -> Payload:
     """`compress` on views."""
     check_nonfinite(nonfinite)
-    n = check_count(x.array.size)
+    n, codec = check_count(x.array.size), codec.for_shape(x.shape)
     body = np.empty(codec.max_body_size(n, x.dtype), np.uint8)
     finite = encode(x, codec, body, residual, call, checked=nonfinite == "reset")
     if not finite:

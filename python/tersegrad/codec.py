@@ -54,6 +54,8 @@ class Call:
     last_key: int = 0
     #: Told by the call: how many bytes of the body were used. Fewer than there were only if the codec has no fixed size.
     body_bytes: int = 0
+    #: Told and taken by LowRank: where its next call begins. This one does change results: who compares bytes keeps it.
+    memory: Floats | None = None
 
 
 class Codec(ABC):
@@ -109,6 +111,10 @@ class Codec(ABC):
         return True
 
     # What the author of a codec writes.
+
+    def for_shape(self, shape: Sequence[int]) -> Codec:
+        """The codec for tensors of a shape: itself, for all but `LowRank`, which sees a tensor as a matrix."""
+        return self
 
     @abstractmethod
     def body_size(self, n: int, dtype: str = "float32") -> int:
@@ -389,7 +395,8 @@ def encode_into(
     source = view(x)
     n = check_count(source.array.size)
     target = bytes_view(body, "body")
-    expected = check_codec(codec).body_size(n, source.dtype)
+    codec = check_codec(codec).for_shape(source.shape)
+    expected = codec.body_size(n, source.dtype)
     if target.size != expected or not target.flags.writeable:
         raise InputError(f"body must be {expected} writable bytes, not {target.size}")
     kept = None if residual is None else residual_view(residual, source)
@@ -441,7 +448,8 @@ def decode_into(
     if dtype not in DTYPE_CODES:
         raise InputError(f"dtype must be one of {', '.join(DTYPE_CODES)}, not {dtype!r}")
     source = bytes_view(body, "body")
-    check_body_size(check_codec(codec), source.size, check_count(target.array.size), dtype)
+    codec = check_codec(codec).for_shape(target.shape)
+    check_body_size(codec, source.size, check_count(target.array.size), dtype)
     codec._decompress(
         source, dtype, check_step(step), target.array, accumulate, check_scale(scale), False
     )

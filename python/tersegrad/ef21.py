@@ -81,7 +81,8 @@ class EF21(Sender):
             target += self._velocities.of(key, x) * np.float32(self.momentum)
         with np.errstate(over="ignore"):  # refused below
             difference = target - estimate
-        if not encode(View(difference, x.dtype, x.shape, x.kind), self.codec, body, None, call):
+        codec = self.codec.for_shape(x.shape)
+        if not encode(View(difference, x.dtype, x.shape, x.kind), codec, body, None, call):
             raise InputError(
                 f"{key!r} is finite but its difference to the estimate is not: reset({key!r}), here and at the receiver"
             )

@@ -23,10 +23,10 @@ import torch
 import torch.distributed as dist
 
 from .codec import Codec, check_codec, check_fixed_size, decode_into, encode_into
-from .codecs import Identity, Quantize
+from .codecs import Identity, LowRank, Quantize
 from .device import exchange as device_exchange
 from .device import of
-from .errors import InputError, StateError
+from .errors import CodecError, InputError, StateError
 from .in_flight import lend
 
 HEAD = struct.Struct("<4sIIB3x")
@@ -56,13 +56,13 @@ class Selection:
     min_size: int
 
     def __post_init__(self) -> None:
-        check_fixed_size(check_codec(self.codec))
+        check_flat(check_fixed_size(check_codec(self.codec)))
         if not isinstance(self.rules, Mapping):
             raise InputError(f"rules must map name patterns to codecs, not {self.rules!r}")
         for pattern, codec in self.rules.items():
             if not isinstance(pattern, str):
                 raise InputError(f"a rule's pattern must be a string, not {pattern!r}")
-            check_fixed_size(check_codec(codec))
+            check_flat(check_fixed_size(check_codec(codec)))
         check_whole("min_size", self.min_size, 0)
         object.__setattr__(self, "rules", dict(self.rules))  # the caller's may change
 
@@ -252,6 +252,16 @@ def all_gather(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 def aligned(size: int, alignment: int) -> int:
     """Where the next part begins, after so many bytes."""
     return -(-size // alignment) * alignment
+
+
+def check_flat(codec: Codec) -> Codec:
+    """`codec`, if it codes any part of a tensor alike; a LowRank needs the whole matrix."""
+    if isinstance(codec, LowRank):
+        raise CodecError(
+            f"{codec} codes whole matrices, and here a tensor travels in parts: use it in the DDP hook with exchange='auto', in "
+            "compress or in federated messages, and a codec such as TopK or Quantize here"
+        )
+    return codec
 
 
 def own_noise(codec: Codec, rank: int) -> Codec:

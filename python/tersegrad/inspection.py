@@ -92,6 +92,7 @@ def inspect_bytes(data: bytes) -> dict[str, Any]:
         )
     rows = []
     for position, (codec, dtype, shape, body) in enumerate(tensors):
+        codec = codec.for_shape(shape)
         try:
             codec._check(body, math.prod(shape), dtype, step)
         except PayloadError as error:

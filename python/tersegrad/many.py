@@ -146,7 +146,7 @@ def _encode_one_by_one(
         zip(views, codecs, kept, calls, strict=True)
     ):
         if finite[position]:
-            call.step = step
+            call.step, codec = step, codec.for_shape(x.shape)
             part = np.empty(codec.max_body_size(x.array.size, x.dtype), np.uint8)
             finite[position] = encode(x, codec, part, residual, call, checked=True)
             if finite[position]:
@@ -174,7 +174,8 @@ def _settle_non_finite(
     if nonfinite == "skip":
         parts = np.split(body, np.cumsum(sizes, dtype=np.int64)[:-1])
         for position in skipped:
-            zeros, codec, call = zeros_like(view(tensors[position])), codecs[position], Call(step)
+            zeros, call = zeros_like(view(tensors[position])), Call(step)
+            codec = codecs[position].for_shape(zeros.shape)
             part = np.empty(codec.max_body_size(zeros.array.size, zeros.dtype), np.uint8)
             encode(zeros, codec, part, None, call)
             parts[position] = used(part, call)
@@ -233,7 +234,7 @@ def decompress_many(
         zip(message.codecs, message.dtypes, message.shapes, bodies, strict=True)
     ):
         try:
-            codec._check(body, math.prod(shape), dtype, message.step)
+            codec.for_shape(shape)._check(body, math.prod(shape), dtype, message.step)
         except PayloadError as error:
             raise PayloadError(f"tensor {position}: {error}") from error
     results: list[AnyArray] = []
@@ -252,10 +253,10 @@ def decompress_many(
             array = target.array
             results.append(out[position])
         targets.append(array)
-    for codec, dtype, body, array in zip(
-        message.codecs, message.dtypes, bodies, targets, strict=True
+    for codec, dtype, shape, body, array in zip(
+        message.codecs, message.dtypes, message.shapes, bodies, targets, strict=True
     ):
-        codec._decompress(
+        codec.for_shape(shape)._decompress(
             body, dtype, message.step, array, accumulate, factor, out is None and codec.is_sparse
         )
     return results

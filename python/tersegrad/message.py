@@ -173,7 +173,8 @@ class Message:
         bodies = data[data.size - body_bytes :]
         sizes, start = [], 0
         for codec, dtype, shape in zip(used, dtypes, shapes, strict=True):
-            sizes.append(codec._size_in(bodies[start:], math.prod(shape), dtype))
+            bound = codec.for_shape(shape)
+            sizes.append(bound._size_in(bodies[start:], math.prod(shape), dtype))
             start += sizes[-1]
         if reader.left != 0 or start != body_bytes:
             raise PayloadError(f"the bodies have {body_bytes} bytes; the tables make {start}")

@@ -255,9 +255,10 @@ class Sender:
             payload.skipped = True
             self._pass_over(key, payload)
             return payload
-        body = np.empty(self.codec.max_body_size(check_count(x.array.size), x.dtype), np.uint8)
+        codec = self.codec.for_shape(x.shape)
+        body = np.empty(codec.max_body_size(check_count(x.array.size), x.dtype), np.uint8)
         self._encode(key, x, body, call)
-        return Payload(self.codec, x.dtype, x.shape, used(body, call), x.kind, call.step)
+        return Payload(codec, x.dtype, x.shape, used(body, call), x.kind, call.step)
 
     # State.
 

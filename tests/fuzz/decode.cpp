@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../../csrc/codec.h"
+#include "../../csrc/lowrank/operation.h"
 
 namespace {
 
@@ -162,12 +163,38 @@ void try_body(Input& input, uint32_t head) {
   require(extent.squares >= 0 && std::isfinite(extent.squares), "the sum of squares is finite");
 }
 
+// Two factors: what is accepted decodes to finite values, as large as they are measured.
+void try_factors(Input& input, uint32_t head) {
+  const size_t rank = 1 + input.byte() % 8, rows = rank + input.byte() % 64, columns = rank + input.byte() % 128;
+  const lowrank::Shape shape{rows, columns, rank};
+  const auto dtype = static_cast<DType>(1 + (head >> 5) % 3);
+  const DType factors = head & 4 ? DType::bfloat16 : DType::float32;
+  const std::vector<uint8_t> body = input.rest((shape.p_entries() + shape.q_entries()) * item_bytes(factors), true);
+  std::vector<float> p(shape.p_entries()), q(shape.q_entries()), decoded(shape.count());
+  if (lowrank::read(body.data(), shape, factors, p.data(), q.data()) != nullptr) return;
+  lowrank::decode(shape, p.data(), q.data(), dtype, {decoded.data(), DType::float32, decoded.size(), false, 1.0f});
+  double squares;
+  float most;
+  lowrank::measure(shape, p.data(), q.data(), dtype, &squares, &most);
+  uint32_t largest = 0;
+  for (float value : decoded) largest = std::max(largest, key_of(value));
+  require(is_finite_key(largest), "products of factors are finite");
+  require(largest == key_of(most), "the largest magnitude is that of the products");
+  require(squares >= 0 && std::isfinite(squares), "the sum of squares is finite");
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   FloatEnvironment environment;
   Input input(data, size);
   const uint32_t head = input.byte();
-  head & 1 ? try_index(input, head) : try_body(input, head);
+  if (head & 1) {
+    try_index(input, head);
+  } else if (head & 2) {
+    try_factors(input, head);
+  } else {
+    try_body(input, head);
+  }
   return 0;
 }

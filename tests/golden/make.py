@@ -107,6 +107,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Quantize",
         {"bits": 8, "rounding": "stochastic", "seed": 23, "scale": "l2"},
     ),
+    "lowrank-2": ("LowRank", {"rank": 2}),
+    "lowrank-3-bfloat16": ("LowRank", {"rank": 3, "factors": "bfloat16", "seed": 99}),
+    "lowrank-dense": ("LowRank", {"rank": 7}),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@
 #include "../../csrc/dispatch.h"
 #include "../../csrc/integers/spec.h"
 #include "../../csrc/levels/spec.h"
+#include "../../csrc/lowrank/operation.h"
 #include "../../csrc/philox.h"
 
 using namespace tersegrad;
@@ -18,7 +19,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 68;
+constexpr size_t kKernels = 72;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -242,6 +243,49 @@ uint64_t quantize_family(const Kernels& kernels, size_t n) {
           }
         }
       }
+    }
+  }
+  return hash.state();
+}
+
+// The kernels on rows of n entries, and a whole encoding of a matrix of about n entries.
+uint64_t lowrank_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Floats& a = finite_floats(n, 1);
+  for (size_t rank : {1, 2, 3, 4, 5, 9}) {
+    const Floats& q = finite_floats(n * rank, 2);
+    Floats p(rank * 3), sums = q, out(n);
+    kernels.row_products(a.data(), n, q.data(), n, rank, p.data() + 1, 3);
+    hash.add(p);
+    const Floats& rows = finite_floats(n * 5, 3);
+    const Floats& weights = finite_floats(rank * 5, 4);
+    kernels.column_products(rows.data(), n, 5, n, weights.data(), 5, rank, sums.data(), n);
+    hash.add(sums);
+    kernels.expand_row(weights.data(), 5, q.data(), n, rank, out.data(), n);
+    hash.add(out);
+  }
+  for (size_t columns : {7, 64, 250}) {
+    const size_t rank = 5, height = n / columns;
+    if (height < rank) continue;
+    const lowrank::Shape shape{height, columns, rank};
+    for (DType dtype : kAllDTypes) {
+      const Tensor x(dtype, finite_floats(shape.count(), 5));
+      Floats residual = finite_floats(shape.count(), 6), p(shape.p_entries()), q(shape.q_entries());
+      lowrank::start(shape, nullptr, 7, q.data());
+      hash.add(lowrank::multiply(x.entries(), residual.data(), shape, q.data(), p.data()));
+      const DType factors = dtype == DType::float16 ? DType::bfloat16 : DType::float32;
+      lowrank::orthonormalize(shape, factors, p.data());
+      lowrank::multiply_transposed(residual.data(), shape, p.data(), factors, q.data());
+      lowrank::subtract(shape, p.data(), q.data(), dtype, residual.data());
+      hash.add(p);
+      hash.add(q);
+      hash.add(residual);
+      Bytes body((shape.p_entries() + shape.q_entries()) * item_bytes(factors));
+      lowrank::write(shape, p.data(), q.data(), factors, body.data());
+      hash.add(body);
+      Tensor out(dtype, shape.count());
+      lowrank::decode(shape, p.data(), q.data(), dtype, out.output(false, 1.0f));
+      hash.add(out.bytes);
     }
   }
   return hash.state();
@@ -621,6 +665,7 @@ int main() {
                              {"integers", integers_family, integers_codecs()},
                              {"levels", levels_family, levels_codecs()},
                              {"smallfloat", smallfloat_family, smallfloat_codecs()},
+                             {"lowrank", lowrank_family, {}},
                              {"sign", sign_family, sign_codecs()},
                              {"rotate", rotate_family, rotate_codecs()},
                              {"ternary", nullptr, ternary_codecs()},

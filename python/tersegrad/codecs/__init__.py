@@ -7,6 +7,7 @@ from .integers import Integers
 from .magnitudes import Magnitudes
 from .natural import Natural
 from .nf4 import NF4
+from .low_rank import LowRank
 from .quantize import Quantize
 from .random_k import RandomK
 from .rotated import Rotated
@@ -25,6 +26,7 @@ __all__ = [
     "Integers",
     "Magnitudes",
     "Natural",
+    "LowRank",
     "Quantize",
     "RandomK",
     "Rotated",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from .. import LowRank
 from ..errors import StateError
 from .memory import Entry, Kept, Part, Second
 
@@ -59,6 +60,11 @@ def save(state: CompressionState) -> dict[str, Any]:
             name: _copy(entry, entry.velocity, entry.shaped) for name, entry in velocities.items()
         },
         "seconds": {name: _second(entry, part) for name, (entry, part, _) in _owned(state).items()},
+        "factors": {
+            name: entry.factor.now.clone()
+            for name, entry in state._memory.named(lambda e: e.parameter.requires_grad).items()
+            if entry.factor is not None
+        },
     }
     return {
         "version": VERSION,
@@ -101,7 +107,7 @@ def load(state: CompressionState, saved: Mapping[str, Any]) -> None:
     if lacking or saved["version"] != VERSION:
         raise StateError(f"not a CompressionState of version {VERSION}: lacks {lacking}")
     # A distributed checkpoint drops empty dicts.
-    nothing: dict[str, Any] = {"residuals": {}, "velocities": {}, "seconds": {}}
+    nothing: dict[str, Any] = {"residuals": {}, "velocities": {}, "seconds": {}, "factors": {}}
     saved = {**saved, "ranks": {rank: {**nothing, **own} for rank, own in saved["ranks"].items()}}
     rank, world_size, node_size = place_of(state)
     here, there = (world_size, node_size), (int(saved["world_size"]), int(saved["node_size"]))
@@ -135,7 +141,10 @@ def _take(state: CompressionState, own: Mapping[str, Any]) -> None:
         part = owned[name][1]
         if values.shape != (part.stop - part.start,):
             raise StateError(f"the second residual of {name} has shape {tuple(values.shape)}")
+    factors = _factors(state, own["factors"])
     state._memory.reset()
+    for entry, values in factors:
+        entry.factor_of(values.numel()).now.copy_(values)
     for entry, values in residuals:
         entry.shaped(entry.residual_of().now).copy_(values)
     for entry, values in velocities:
@@ -144,6 +153,24 @@ def _take(state: CompressionState, own: Mapping[str, Any]) -> None:
         entry, part, world_size = owned[name]
         now = values.to(entry.parameter.device, torch.float32, copy=True)
         entry.second = Second(now, None, part.start, world_size)
+
+
+def _factors(
+    state: CompressionState, saved: Mapping[str, torch.Tensor]
+) -> list[tuple[Entry, torch.Tensor]]:
+    """Where LowRank's next step begins. Those of a codec of another rank do not fit."""
+    entries = state._memory.named(lambda entry: entry.parameter.requires_grad)
+    fitting = []
+    for name, values in saved.items():
+        codec = state._reducer.codec_of(entries[name])
+        size = codec.rank * (codec.columns or 0) if isinstance(codec, LowRank) else 0
+        if tuple(values.shape) != (size,):
+            raise StateError(
+                f"the factor of {name} has shape {tuple(values.shape)}, and its codec is {codec}: use the codec, rules and "
+                "options that it was saved with"
+            )
+        fitting.append((entries[name], values))
+    return fitting
 
 
 def _fitting(
@@ -249,6 +276,7 @@ def redistributed(
         "residuals": {name: total.float() for name, total in sums.items()},
         "velocities": {name: mean.float() for name, mean in means.items()},
         "seconds": {},
+        "factors": ranks["0"]["factors"] if state._remembers() else {},  # as on every rank
     }
 
 

@@ -23,6 +23,7 @@ class Task:
     step: int
     own: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # this rank's message
     failure: str | None = None  # what went wrong on this rank
+    factors: Any = None  # of LowRank parameters, see low_rank.py
     head: torch.Tensor | None = None  # how messages of the step begin, where a device compares them
 
     @property
@@ -65,7 +66,10 @@ class Coder:
             self.clip(task)
             own, gradients = engine.bytes(task.own), engine.entries(task.buffer)
             for slot in layout.slots:
-                self._encode_slot(task, slot, gradients, own, marks)
+                if not slot.is_low_rank:
+                    self._encode_slot(task, slot, gradients, own, marks)
+            if task.factors is not None:
+                task.factors.first(gradients, marks)
         except Exception as error:
             task.failure = f"{type(error).__name__}: {error}"
         for section in layout.sections:

@@ -98,6 +98,9 @@ class HostMarks:
         """Whether a gradient is zero everywhere, so that the parameter is not sent."""
         return _is_zero(gradient, tensor)
 
+    def put(self, slot: Slot, mark: int) -> None:
+        self._marks[slot.index] = mark
+
     def settle_velocity(self, slot: Slot, velocity: Kept) -> None:
         """Undo the step of a velocity whose parameter is not sent."""
 

@@ -76,6 +76,15 @@ class AllGather:
         counters.waited(watch())
         messages, engine = self.gathered.view(task.layout.world_size, -1), task.layout.engine
         verdict = engine.judge(task, messages)
+        self.average_bodies(verdict)
+        result = self.coder.finish(task, verdict)
+        counters.add(decode_seconds=watch())
+        return result
+
+    def average_bodies(self, verdict: Any) -> None:
+        """The mean of every parameter that the messages hold."""
+        task, engine = self.task, self.task.layout.engine
+        messages = self.gathered.view(task.layout.world_size, -1)
         bodies = [engine.bytes(message) for message in messages]
         for slot, piece in task.layout.sections[0].pieces:
             if verdict.skips(slot):
@@ -87,9 +96,6 @@ class AllGather:
             self.coder.add_up(task, slot, piece, bodies, verdict, total)
             if total is not mean:
                 mean.copy_(total)
-        result = self.coder.finish(task, verdict)
-        counters.add(decode_seconds=watch())
-        return result
 
     def _bytes(self, name: str, size: int) -> torch.Tensor:
         layout = self.task.layout
@@ -168,9 +174,6 @@ class TwoStep(AllGather):
                     target[piece.entries],
                 )
         return self.coder.finish(task, verdict)
-
-
-EXCHANGES: dict[str, Any] = {"dense": Dense, "all_gather": AllGather, "two_step": TwoStep}
 
 
 def dense_received_bytes(layout: Layout) -> int:

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 import torch
 
-from .. import Codec, Identity
+from .. import Codec, Identity, LowRank
 from ..codec import Call
-from ..errors import StateError
+from ..errors import CodecError, StateError
 from ..exchange import DTYPES, own_noise
 from .engine import engine_of
 from .memory import Entry, Memory, Part
 from .message import head_bytes
 from .telemetry import Counters
 
-Form = Literal["dense", "all_gather", "two_step", "noop"]
+Form = Literal["dense", "all_gather", "two_step", "low_rank", "noop"]
 
 
 @dataclass(eq=False)
@@ -52,6 +52,17 @@ class Slot:
     def dense(self) -> bool:
         return isinstance(self.codec, Identity)
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether its factors are averaged, and the message holds no body of it."""
+        return isinstance(self.codec, LowRank)
+
+    @property
+    def matrix(self) -> LowRank:
+        """The codec of a low-rank parameter."""
+        assert isinstance(self.codec, LowRank)
+        return self.codec
+
 
 @dataclass(eq=False)
 class Section:
@@ -79,7 +90,7 @@ class Layout:
         In the bucket's order.
     codec_of : function of Entry
     memory : Memory
-    form : {"dense", "all_gather", "two_step", "noop"}
+    form : {"dense", "all_gather", "two_step", "low_rank", "noop"}
     rank, world_size : int
         In the group that exchanges.
     """
@@ -119,18 +130,22 @@ class Layout:
             raise StateError(f"a bucket of {buffer.numel()} entries for {entry} parameter entries")
         self.head_bytes = self._aligned(head_bytes(len(self.slots)))
         self.sections: list[Section] = []
-        if form in ("all_gather", "two_step"):
+        if form in ("all_gather", "two_step", "low_rank"):
             self._place_bodies(memory)
         self.section_bytes = max((section.size for section in self.sections), default=0)
         self.message_bytes = sum(section.size for section in self.sections)
         self.checksum = zlib.crc32(repr(self._facts()).encode())
         self.engine.prepare(self)
+        if buffer.device.type != "cpu" and any(slot.is_low_rank for slot in self.slots):
+            raise CodecError(f"LowRank works on gradients on the CPU, not on {buffer.device}")
 
     def _place_bodies(self, memory: Memory) -> None:
         two_step = self.form == "two_step"
         sizes = [self.head_bytes] * (self.world_size if two_step else 1)
         owned: list[list[tuple[Slot, Piece]]] = [[] for _ in sizes]
         for slot in self.slots:
+            if slot.is_low_rank:
+                continue
             n = slot.entry.parameter.numel()
             parts = memory.parts(slot.entry, self.world_size) if two_step else [Part(0, n, 0)]
             for part in parts:

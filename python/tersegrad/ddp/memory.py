@@ -1,4 +1,4 @@
-"""What a rank remembers of each parameter: residual, second residual, velocity.
+"""What a rank remembers of each parameter: residual, second residual, velocity, factor.
 
 Buckets are rebuilt between steps, so a bucket index means nothing: this belongs to parameters, and
 in a checkpoint to their names.
@@ -72,6 +72,7 @@ class Entry:
     residual: Kept | None = None
     velocity: Kept | None = None
     second: Second | None = None
+    factor: Kept | None = None  # of a LowRank: the last Q, the same on all ranks
 
     def new(self, n: int | None = None) -> torch.Tensor:
         size = self.parameter.numel() if n is None else n
@@ -86,6 +87,11 @@ class Entry:
         if self.velocity is None:
             self.velocity = Kept(self.new())
         return self.velocity
+
+    def factor_of(self, n: int) -> Kept:
+        if self.factor is None or self.factor.now.numel() != n:
+            self.factor = Kept(self.new(n))  # zeros: the codec draws a first Q
+        return self.factor
 
     def second_of(self, part: Part, world_size: int) -> Second:
         if self.second is None:
@@ -204,7 +210,7 @@ class Memory:
 
     def reset(self) -> None:
         for entry in self:
-            entry.residual = entry.velocity = entry.second = None
+            entry.residual = entry.velocity = entry.second = entry.factor = None
 
     def named(self, keeps: Callable[[Entry], bool]) -> dict[str, Entry]:
         """By name, the entries that `keeps` is true of."""

@@ -10,18 +10,26 @@ from typing import Any, Literal, TypeAlias
 import torch
 import torch.distributed as dist
 
-from .. import Codec
-from ..errors import InputError, StateError
+from .. import Codec, LowRank
+from ..errors import CodecError, InputError, StateError
 from ..exchange import DTYPES
 from .coding import Coder, Task
-from .exchange import EXCHANGES, dense_received_bytes
+from .exchange import AllGather, Dense, TwoStep, dense_received_bytes
 from .groups import GroupOrPair, Groups, agree
 from .hierarchy import start_inside, through_leader
 from .layout import Form, Layout
+from .low_rank import LowRankAllReduce
 from .memory import Entry, Memory
-from .rules import RuleBook, Warmup, with_density
+from .rules import RuleBook, Warmup, bound, with_density
 from .telemetry import Counters
 from .worker import Worker
+
+EXCHANGES: dict[str, Any] = {
+    "dense": Dense,
+    "all_gather": AllGather,
+    "two_step": TwoStep,
+    "low_rank": LowRankAllReduce,
+}
 
 Exchange: TypeAlias = Literal["auto", "all_gather", "two_step", "noop"]
 
@@ -56,6 +64,7 @@ class Reducer:
         self.layouts: dict[int, Layout] = {}
         self._worker = Worker()
         self._forms: dict[tuple[float, int], Form] = {}
+        self._chosen: dict[float, bool] = {}
         self._groups: tuple[GroupOrPair, Groups] | None = None
 
     def reduce(
@@ -96,7 +105,8 @@ class Reducer:
             if not groups.nodes:
                 compare(groups.hook)
                 exchange.start(groups.hook)
-                later = groups.copy("hook", buffer.device) if layout.form == "two_step" else None
+                twice = layout.form in ("two_step", "low_rank")
+                later = groups.copy("hook", buffer.device) if twice else None
                 job = partial(exchange.finish, later)
             else:
                 if facts is not None:
@@ -193,7 +203,8 @@ class Reducer:
         self.coder.scratch.drop(index)
 
     def codec_of(self, entry: Entry, density: float = 0.0) -> Codec:
-        return with_density(self.book.codec_of(entry.name, entry.parameter), density)
+        codec = with_density(self.book.codec_of(entry.name, entry.parameter), density)
+        return bound(codec, entry.parameter)
 
     def form(
         self,
@@ -206,6 +217,8 @@ class Reducer:
         """
         if density == 1.0 and self.exchange != "noop":
             return "dense"
+        if self.exchange != "noop" and self._has_low_rank(density):
+            return "low_rank"
         if self.exchange != "auto":
             return self.exchange
         form = self._forms.get((density, world_size))
@@ -224,6 +237,20 @@ class Reducer:
             form = "two_step" if spared >= TWO_STEP_SPARES_BYTES else "all_gather"
             self._forms[density, world_size] = form
         return form
+
+    def _has_low_rank(self, density: float) -> bool:
+        """Whether a parameter may be coded by LowRank, whose factors are averaged."""
+        found = any(isinstance(codec, LowRank) for codec in self.book.codecs())
+        if not found and self.book.chooser is not None:
+            if density not in self._chosen:
+                codecs = [self.codec_of(entry, density) for entry in self.coder.memory]
+                self._chosen[density] = any(isinstance(codec, LowRank) for codec in codecs)
+            found = self._chosen[density]
+        if found and self.exchange == "two_step":
+            raise CodecError(
+                "LowRank has an exchange of its own, an all-reduce of its factors: exchange='auto', not 'two_step'"
+            )
+        return found
 
     def groups(self, given: GroupOrPair) -> Groups:
         key = dist.group.WORLD if given is None else given

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .. import ChunkTopK, Codec, Identity, RandomK, TopK
+from .. import ChunkTopK, Codec, Identity, LowRank, RandomK, TopK
 from ..codec import check_codec, check_fixed_size
 from ..errors import StateError
+from ..exchange import DTYPES
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,17 @@ class Warmup:
         """The least density of a step: 1.0 is dense, 0.0 leaves the codec as it is."""
         phase = step // self.steps if self.steps else len(self.densities)
         return self.densities[phase] if phase < len(self.densities) else 0.0
+
+
+def bound(codec: Codec, parameter: torch.Tensor) -> Codec:
+    """The codec of a parameter's matrix as it lies in memory: dense where low rank does not shrink it."""
+    if not isinstance(codec, LowRank):
+        return codec
+    strides = parameter.stride()
+    order = sorted(range(parameter.dim()), key=lambda d: -strides[d])  # channels_last, transposed
+    codec = codec.for_shape([parameter.shape[d] for d in order])
+    dtype = DTYPES.get(parameter.dtype, "float32")
+    return codec if codec.rows(parameter.numel(), dtype) else Identity()
 
 
 def has_density(codec: Codec) -> bool:

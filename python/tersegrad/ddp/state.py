@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import Codec, Identity
-from ..errors import InputError, StateError
+from .. import Codec, Identity, LowRank
+from ..errors import CodecError, InputError, StateError
 from . import checkpoint
 from .coding import Coder
 from .groups import GroupOrPair, Groups
@@ -120,6 +120,10 @@ class CompressionState:
                 f"log_every must be an integer from 0, and above 0 with a writer, not {log_every!r}"
             )
         self._book = RuleBook(codec, rules, min_size)
+        if exchange == "two_step" and any(isinstance(c, LowRank) for c in self._book.codecs()):
+            raise CodecError(
+                "LowRank has an exchange of its own, an all-reduce of its factors: exchange='auto', not 'two_step'"
+            )
         self.codec = codec
         self.process_group = process_group
         self.exchange: Exchange = exchange

@@ -136,7 +136,8 @@ class Client:
             if codec is None:
                 bodies.append(x.view(np.uint8))
                 continue
-            call = Call(number, self._calls.get(tensor.name, Call()).last_key)
+            before = self._calls.get(tensor.name, Call())
+            call = Call(number, before.last_key, memory=before.memory)
             bodies.append(self._encode(tensor, codec, x, call, residuals))
             calls[tensor.name] = call
         message = write(layout, codecs, bodies, number)
@@ -147,6 +148,7 @@ class Client:
     def _encode(
         self, tensor: Tensor, codec: Codec, x: Floats, call: Call, residuals: dict[str, Floats]
     ) -> Bytes:
+        codec = codec.for_shape(tensor.shape)
         body = np.empty(codec.max_body_size(x.size), np.uint8)
         call.body_bytes = body.size
         residual = None

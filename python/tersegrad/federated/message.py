@@ -116,7 +116,7 @@ def _read_tables(
     for tensor, number in zip(layout, numbers, strict=True):
         if tensor.is_exact != (number == EXACT):
             raise PayloadError(f"tensor {tensor} does not travel by codec number {number}")
-        codec = None if number == EXACT else table[number]
+        codec = None if number == EXACT else table[number].for_shape(tensor.shape)
         try:
             size = (
                 tensor.nbytes
