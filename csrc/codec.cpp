@@ -162,12 +162,13 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
 }
 
 Fault Codec::measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const {
-  return index::measure_rice(body, available, n, survivors(n), bytes);
+  return index::measure(index_form(n), body, available, n, survivors(n), bytes);
 }
 
 Fault Codec::split(size_t bytes, DType dtype, size_t n, size_t* stream) const {
   const size_t kept = survivors(n), value_bytes = values.body_bytes(kept, dtype);
-  const size_t most = body_bytes(n, dtype), least = is_fixed_size() ? most : value_bytes + rice_bytes_at_least(kept);
+  const size_t most = body_bytes(n, dtype);
+  const size_t least = is_fixed_size() ? most : value_bytes + index_bytes_at_least(index_form(n), kept);
   *stream = bytes - value_bytes;
   return bytes < least || bytes > most ? "the body has not the size that its entries take" : nullptr;
 }

@@ -90,6 +90,7 @@ CODECS: list[tg.Codec] = [
     tg.TopK(density=0.3, values=tg.Ternary(block_size=128), indices="rice"),
     tg.ChunkTopK(k=3, chunk=50, values=tg.Quantize(bits=4), indices="rice"),
     tg.TopK(density=0.1, values=Grid(unit=7), indices="rice"),
+    tg.TopK(density=0.6, values=tg.Quantize(bits=2), indices="runs"),
 ]
 if importlib.util.find_spec("zstandard"):  # an extra
     CODECS += [

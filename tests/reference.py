@@ -160,7 +160,7 @@ def select(codec: Any, a: np.ndarray, step: int) -> np.ndarray:
 
 
 def is_fixed_size(codec: Any) -> bool:
-    return getattr(codec, "indices", "") != "rice"
+    return getattr(codec, "indices", "") not in ("rice", "runs")
 
 
 def body_size(codec: Any, n: int, dtype: str) -> int:

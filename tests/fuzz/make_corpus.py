@@ -11,12 +11,12 @@ from pathlib import Path
 import tersegrad as tg
 from tersegrad.buffers import DTYPE_CODES
 from tersegrad.codecs.native import Dense
-from tersegrad.codecs.sparse import INDEX_FORMS, Indexed
+from tersegrad.codecs.sparse import GROWING_FORMS, INDEX_FORMS, Indexed
 
 HERE = Path(__file__).resolve().parent
 SELECTIONS = {tg.TopK: 1, tg.ChunkTopK: 2, tg.RandomK: 3}
 KINDS = {tg.Identity: 0, tg.Cast: 1, tg.Quantize: 2, tg.Sign: 3, tg.Ternary: 0}
-RICE, TERNARY = 16, 32  # bits of the shape, before form and kind
+GROWS, TERNARY, RUNS = 16, 32, 64  # bits of the shape, before form and kind
 BLOCKS = {64: 0, 256: 1, 1024: 2, 4096: 3}
 
 
@@ -26,16 +26,17 @@ def head_of(payload: tg.Payload) -> bytes:
     n = payload.shape[0] * payload.shape[1]
     form = codec._form() if isinstance(codec, Indexed) else 0
     wire = DTYPE_CODES[values.dtype] - 1 if isinstance(values, tg.Cast) else 0
-    rice = form == INDEX_FORMS.index("rice") + 1
+    name = INDEX_FORMS[form - 1] if form else ""
+    grows = name in GROWING_FORMS
     choice = (
         SELECTIONS.get(type(codec), 0)
-        | (0 if rice else form) << 2
+        | (0 if grows else form) << 2
         | KINDS[type(values)] << 4
         | (wire & 3) << 6
     )
     shape = BLOCKS[getattr(values, "block_size", 64)]
     shape |= {8: 0, 4: 1, 2: 2}[getattr(values, "bits", 8)] << 2
-    shape |= RICE * rice | TERNARY * isinstance(values, tg.Ternary)
+    shape |= GROWS * grows | RUNS * (name == "runs") | TERNARY * isinstance(values, tg.Ternary)
     k = getattr(codec, "k", 1)
     # 605 entries are 151 << 2 and one: the lowest bit of 151, under a mask of one.
     dtype = DTYPE_CODES[payload.dtype] - 1
