@@ -65,6 +65,10 @@ def ours() -> dict[str, tg.Codec]:
         "Quantize 4 stochastic": tg.Quantize(bits=4, rounding="stochastic"),
         "Quantize 2": tg.Quantize(bits=2),
         "Sign": tg.Sign(),
+        "Rotated 4": tg.Rotated(4),
+        "Rotated 2": tg.Rotated(2),
+        "Rotated 1": tg.Rotated(1),
+        "Rotated 0.25": tg.Rotated(0.25),
         "Cast float16": tg.Cast(dtype="float16"),
         "Cast bfloat16": tg.Cast(dtype="bfloat16"),
     }

@@ -41,6 +41,10 @@ size_t ValueCodec::body_bytes(size_t n, DType dtype) const {
       return quantized.scale_bytes(n) + quantized.code_bytes(n);
     case Kind::sign:
       return signs.scale_bytes(n) + (n + 7) / 8;
+    case Kind::integers:
+      return integer.code_bytes(n);
+    case Kind::rotated:
+      return rotated.scale_bytes(n) + rotated.code_bytes(n);
     default:
       return digits.scale_bytes(n) + digits.digits_bytes(n);
   }
@@ -58,6 +62,12 @@ bool ValueCodec::encode(const Entries& x, float* residual, DType dtype, uint32_t
     }
     case Kind::sign:
       return sign::encode(x, residual, dtype, signs, body);
+    case Kind::integers: {
+      Noise noise{seed, step};
+      return integers::encode(x, residual, dtype, integer, stochastic ? &noise : nullptr, body);
+    }
+    case Kind::rotated:
+      return rotate::encode(x, residual, dtype, rotated, unbiased, {seed, step}, body);
     default:
       return ternary::encode(x, residual, dtype, digits, threshold, body);
   }
@@ -73,12 +83,17 @@ Fault ValueCodec::check(const uint8_t* body, DType dtype, size_t n) const {
       return quantize::check(body, quantized, n);
     case Kind::sign:
       return sign::check(body, signs, n);
+    case Kind::integers:
+      return nullptr;
+    case Kind::rotated:
+      return rotate::check(body, rotated, n);
     default:
       return ternary::check(body, digits, n);
   }
 }
 
-void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin, const Output& out) const {
+void ValueCodec::decode(const uint8_t* body, DType dtype, uint32_t step, size_t n, size_t begin,
+                        const Output& out) const {
   switch (kind) {
     case Kind::identity:
       return cast::decode(body + begin * item_bytes(dtype), dtype, dtype, out);
@@ -88,6 +103,10 @@ void ValueCodec::decode(const uint8_t* body, DType dtype, size_t n, size_t begin
       return quantize::decode(body, dtype, quantized, n, begin, out);
     case Kind::sign:
       return sign::decode(body, dtype, signs, n, begin, out);
+    case Kind::integers:
+      return integers::decode(body, dtype, integer, begin, out);
+    case Kind::rotated:
+      return rotate::decode(body, dtype, rotated, {seed, step}, n, begin, out);
     default:
       return ternary::decode(body, dtype, digits, n, begin, out);
   }
@@ -101,6 +120,8 @@ size_t ValueCodec::piece() const {
       return blocks_at_once(signs.block_size);
     case Kind::ternary:
       return blocks_at_once(digits.block_size);
+    case Kind::rotated:
+      return blocks_at_once(rotated.block_size);
     default:
       return kPiece;
   }
@@ -156,7 +177,7 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
   finite &= values.encode({found.value.get(), DType::float32, kept}, nullptr, dtype, step, body);
   if (!finite || residual == nullptr) return finite_or_not(finite);
   auto decoded = scratch<float>(kept);
-  values.decode(body, dtype, {decoded.get(), DType::float32, kept, false, 1.0f});
+  values.decode(body, dtype, step, {decoded.get(), DType::float32, kept, false, 1.0f});
   index::settle(residual, index, found.value.get(), decoded.get(), kept);
   return Outcome::ok;
 }
@@ -191,7 +212,7 @@ Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t ste
   if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
     Fault fault = values.check(body, dtype, n);
-    if (fault == nullptr) values.decode(body, dtype, out);
+    if (fault == nullptr) values.decode(body, dtype, step, out);
     return fault;
   }
   auto index = scratch<uint32_t>(kept);
@@ -203,7 +224,7 @@ Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t ste
   body += stream;
   if (Fault fault = values.check(body, dtype, kept)) return fault;
   auto value = scratch<float>(kept);
-  values.decode(body, dtype, {value.get(), DType::float32, kept, false, 1.0f});
+  values.decode(body, dtype, step, {value.get(), DType::float32, kept, false, 1.0f});
   if (!out.accumulate && !blank) set_zero(out);
   index::scatter(index.get(), value.get(), kept, out);
   return nullptr;
@@ -240,7 +261,7 @@ Fault Codec::examine(const uint8_t* body, size_t bytes, DType dtype, size_t n, u
   double lanes[8] = {};
   uint32_t largest = 0;
   Fault fault = for_each_piece_of(body, stream, n, step, [&](const uint32_t*, size_t begin, size_t count) {
-    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    values.decode(coded, dtype, step, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     measure(value.get(), count, lanes, largest);
   });
   extent = {((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7])),
@@ -253,13 +274,13 @@ Fault Codec::add(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, 
   size_t stream;
   if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
   if (selection == Selection::all) {
-    values.decode(body, dtype, out);
+    values.decode(body, dtype, step, out);
     return nullptr;
   }
   const uint8_t* coded = body + stream;
   auto value = scratch<float>(std::min(values.piece(), kept));
   return for_each_piece_of(body, stream, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
-    values.decode(coded, dtype, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+    values.decode(coded, dtype, step, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     index::scatter(index, value.get(), count, out);
   });
 }

@@ -3,7 +3,9 @@
 #pragma once
 
 #include "index/operation.h"
+#include "integers/operation.h"
 #include "quantize/operation.h"
+#include "rotate/operation.h"
 #include "sign/operation.h"
 #include "tensor.h"
 #include "ternary/operation.h"
@@ -15,7 +17,7 @@ enum class Outcome { ok, not_finite, out_of_memory };
 
 // What becomes of every value, or of the survivors' values in a sparse codec.
 struct ValueCodec {
-  enum class Kind { identity, cast, quantize, sign, ternary } kind = Kind::identity;
+  enum class Kind { identity, cast, quantize, sign, ternary, integers, rotated } kind = Kind::identity;
   DType wire = DType::float32;         // cast
   quantize::Layout quantized{8, 256};  // quantize
   bool stochastic = false;
@@ -23,14 +25,19 @@ struct ValueCodec {
   sign::Layout signs{1024};      // sign
   ternary::Layout digits{1024};  // ternary
   float threshold = 0;
+  integers::Layout integer{32, {1, 1, 1}};  // integers
+  rotate::Layout rotated{4, 4096, 0};       // rotated
+  bool unbiased = true;
 
   size_t body_bytes(size_t n, DType dtype) const;
   // As the operations' functions of these names.
   bool encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint8_t* body) const;
   Fault check(const uint8_t* body, DType dtype, size_t n) const;
-  void decode(const uint8_t* body, DType dtype, const Output& out) const { decode(body, dtype, out.count, 0, out); }
+  void decode(const uint8_t* body, DType dtype, uint32_t step, const Output& out) const {
+    decode(body, dtype, step, out.count, 0, out);
+  }
   // The entries from `begin`, a multiple of piece(), of `n`: as many as `out` takes.
-  void decode(const uint8_t* body, DType dtype, size_t n, size_t begin, const Output& out) const;
+  void decode(const uint8_t* body, DType dtype, uint32_t step, size_t n, size_t begin, const Output& out) const;
   size_t piece() const;  // entries that are decoded together
 };
 

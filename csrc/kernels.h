@@ -12,9 +12,18 @@ struct Noise {
   uint32_t step;
 };
 
+struct IntegerGrid;
+
 struct SignSummary {
   float sum;  // of the magnitudes, in the order of sign/spec.h
   uint32_t max_key;
+};
+
+// Over the entries of a rotated block that are sent, each in the order of sign/spec.h.
+struct RotationSums {
+  float squares;   // z * z
+  float products;  // level * |z|
+  float levels;    // level * level
 };
 
 // Arrays of functions over dtypes are indexed by dtype_slot, those over code widths by bits_slot.
@@ -22,6 +31,10 @@ constexpr int kDTypes = 3;
 inline int dtype_slot(DType dtype) { return static_cast<int>(dtype) - 1; }
 constexpr int kCodeWidths = 3;
 inline int bits_slot(int bits) { return bits == 8 ? 0 : bits == 4 ? 1 : 2; }
+constexpr int kIntegerWidths = 3;
+inline int integer_slot(int bits) { return bits == 8 ? 0 : bits == 16 ? 1 : 2; }
+
+constexpr int kRotationWidths = 4;
 
 // collect may write this many entries beyond the count it returns.
 constexpr size_t kCollectSlack = 16;
@@ -61,9 +74,25 @@ struct Kernels {
                                     uint8_t* scales, uint8_t* codes, float* lost);
   void (*dequantize[kCodeWidths])(const uint8_t* codes, const uint8_t* scales, size_t block_size, float* out, size_t n);
 
+  // integers: codes of 8, 16 or 32 bits at any address. `first` is the tensor index of a[0], a multiple of 64. Returns
+  // the largest key. With `lost` (which may be a itself), it receives a minus what the codes decode to.
+  uint32_t (*to_integers[kIntegerWidths])(const float* a, size_t n, const IntegerGrid& grid, const Noise* noise,
+                                          uint64_t first, uint8_t* codes, float* lost);
+  void (*from_integers[kIntegerWidths])(const uint8_t* codes, float scale, float* out, size_t n);
+
   // sign: one block.
   SignSummary (*pack_signs)(const float* a, size_t n, uint8_t* bits);
   void (*unpack_signs)(const uint8_t* bits, float scale, float* out, size_t n);
+
+  // rotate: random signs in groups of 2048 entries, 64 words for each, from these counters on; then one Hadamard
+  // transform of n entries, a power of two, whose first sign is number `first` of `words`, a multiple of 64. rotate:
+  // out is the transform of sign * factor * a; unrotate, in place: saturate(sign * norm * transform * scale).
+  void (*rotation_signs)(const Noise& noise, uint32_t first_counter, size_t groups, uint32_t* words);
+  void (*rotate)(const float* a, size_t n, const uint32_t* words, size_t first, float factor, float* out);
+  void (*unrotate)(float* values, size_t n, const uint32_t* words, size_t first, float norm, float scale);
+  // Codes of 1, 2, 3 or 4 bits (at bits - 1) for n entries of any number, and what they stand for before the scale.
+  RotationSums (*quantize_rotated[kRotationWidths])(const float* z, size_t n, uint8_t* codes);
+  void (*dequantize_rotated[kRotationWidths])(const uint8_t* codes, size_t n, float* out);
 
   // crc: continues a CRC-32C; start with 0.
   uint32_t (*crc32c)(uint32_t crc, const void* data, size_t bytes);

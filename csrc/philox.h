@@ -13,7 +13,7 @@ constexpr uint32_t kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 7;
 
 // What a stream is for; the last counter word.
-enum PhiloxDomain : uint32_t { kRoundingNoise = 0, kRandomMask = 1 };
+enum PhiloxDomain : uint32_t { kRoundingNoise = 0, kRandomMask = 1, kRotationSigns = 2, kRotationDraw = 3 };
 
 struct PhiloxWords {
   uint32_t word[4];

@@ -20,14 +20,16 @@ except ImportError:
 DTYPES = ("float32", "float16", "bfloat16")
 KINDS = ("numpy", "torch")
 VARIANTS = tg.kernels.available()
+#: Where `as_torch` makes tensors.
+PLACE = torch.device("cpu")
 
 
 def as_torch(stored: np.ndarray) -> torch.Tensor:
     """A tensor that owns its memory."""
     stored = np.array(stored, order="C")
     if stored.dtype == np.uint16:
-        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(stored)
+        return torch.from_numpy(stored.view(np.int16)).view(torch.bfloat16).to(PLACE)
+    return torch.from_numpy(stored).to(PLACE)
 
 
 def as_numpy(stored: np.ndarray) -> Any:
@@ -45,7 +47,7 @@ def as_kind(stored: np.ndarray, kind: str) -> Any:
 def stored_of(array: Any) -> np.ndarray:
     """The oracle's view of a tensor or array: float32, float16, or uint16 bits of bfloat16."""
     if isinstance(array, torch.Tensor):
-        array = array.detach().contiguous()
+        array = array.detach().cpu().contiguous()
         if array.dtype == torch.bfloat16:
             return array.view(torch.int16).numpy().view(np.uint16)
         return array.numpy()

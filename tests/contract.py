@@ -86,11 +86,18 @@ CODECS: list[tg.Codec] = [
     tg.TopK(density=0.1, values=Grid(unit=7)),
     tg.Ternary(),
     tg.Ternary(block_size=64, threshold=0.7),
+    tg.Integers(bits=8, scale=2.0**-6),
+    tg.Integers(bits=16, clip=3.0, addends=16, rounding="stochastic", seed=5),
+    tg.Integers(bits=32, scale=1e-7, rounding="stochastic"),
+    tg.RandomK(density=0.1, values=tg.Integers(bits=16, clip=4.0, addends=3)),
     tg.TopK(density=0.01, indices="rice"),
     tg.TopK(density=0.3, values=tg.Ternary(block_size=128), indices="rice"),
     tg.ChunkTopK(k=3, chunk=50, values=tg.Quantize(bits=4), indices="rice"),
     tg.TopK(density=0.1, values=Grid(unit=7), indices="rice"),
     tg.TopK(density=0.6, values=tg.Quantize(bits=2), indices="runs"),
+    tg.Rotated(),
+    tg.Rotated(3, block=64, scale="mmse", seed=2**64 - 1),
+    tg.Rotated(0.25, block=1024, seed=6),
 ]
 if importlib.util.find_spec("zstandard"):  # an extra
     CODECS += [

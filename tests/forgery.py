@@ -23,6 +23,7 @@ RULES = {
     "map": tg.TopK(k=300, indices="bitmap"),
     "rice": tg.TopK(k=100, values=tg.Ternary(block_size=64), indices="rice"),
     "sign": tg.Sign(),
+    "turned": tg.Rotated(3, block=256),
 }
 MODEL: dict[str, np.ndarray] = {
     "batches": np.zeros((), np.int64),
@@ -33,6 +34,7 @@ MODEL: dict[str, np.ndarray] = {
     "rice": np.zeros((50, 41), np.float32),
     "sign": np.zeros(333, np.float32),
     "tiny": np.zeros(7, np.float32),
+    "turned": np.zeros(1001, np.float32),
     "wide": np.zeros((70, 1000), np.float32),
 }  # fmt: skip
 LAYOUT = tg.federated.Layout.of(MODEL)
@@ -317,6 +319,33 @@ def ternary_digits_above_242(raw: bytearray, at: Offsets) -> Any:
 @forgery
 def ternary_digits_after_the_last(raw: bytearray, at: Offsets) -> Any:
     raw[at.bodies["sign"] - 1] |= 0x80
+
+
+@forgery
+def a_scale_of_rotated_entries_that_is_infinite(raw: bytearray, at: Offsets) -> Any:
+    put(raw, at.bodies["turned"] + 4, "f", float("inf"))
+
+
+@forgery
+def a_huge_scale_of_rotated_entries(raw: bytearray, at: Offsets) -> Any:
+    put(raw, at.bodies["turned"], "f", 3e38)
+
+
+@forgery
+def padding_after_rotated_codes(raw: bytearray, at: Offsets) -> Any:
+    raw[at.bodies["wide"] - 1] |= 0x80  # 233 codes of 3 bits in the last block
+
+
+@forgery
+def rotated_codes_of_five_bits(raw: bytearray, at: Offsets) -> Any:
+    entry = bytes(raw).index(CODEC_ENTRY.pack(10, b"", RULES["turned"]._standing_params()))
+    raw[entry + 4] = 5
+
+
+@forgery
+def rotated_blocks_of_two_to_the_forty(raw: bytearray, at: Offsets) -> Any:
+    entry = bytes(raw).index(CODEC_ENTRY.pack(10, b"", RULES["turned"]._standing_params()))
+    raw[entry + 5] = 40
 
 
 @forgery

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from devices import EMULATION
 from fsdp_models import (
     CODEC,
     NOISY,
@@ -32,6 +33,7 @@ from torch.distributed.tensor import Shard
 from two_workers import FailsOnRank1, Scenario, collectives, error_of
 
 import tersegrad as tg
+from tersegrad.device import serving
 from tersegrad.exchange import HEAD
 from tersegrad.fsdp import compress
 from tersegrad.fsdp_exchange import CompressedReduceScatter
@@ -392,3 +394,55 @@ def checkpoint_errors(rank: int) -> Any:
         "unchanged": (saved, {**saved, "residuals": residuals}),
         "norms": (norm, halved, state.norm()),
     }
+
+
+# --- Gradients on a device. ---
+
+
+@scenario
+def on_a_device(rank: int) -> Any:
+    """The host's memory through the device's code, beside the host: four steps, the third with a NaN on rank 1."""
+
+    def run(codec: tg.Codec, error_feedback: bool) -> Any:
+        model = sharded()
+        state = compress(model, codec, error_feedback=error_feedback)
+        for step in range(4):
+            loss = loss_of(model, batch(rank, step))
+            if (step, rank) == (2, 1):
+                loss = loss * float("nan")
+            loss.backward()
+            lost = [bool(g.isnan().all()) for g in gradients(model).values()]
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.grad.to_local().nan_to_num_(0.0)
+            descend(model)
+        saved = state.state_dict()
+        return {
+            "weights": weights(model),
+            "residuals": saved["residuals"],
+            "lost": lost,
+            "nonfinite": state.stats()["nonfinite"],
+            "ledger": all(exchange.ledger is not None for exchange in state._exchanges),
+        }
+
+    results = {}
+    for codec in (CODEC, NOISY, tg.Sign()):
+        for error_feedback in (True, False):
+            on_host = run(codec, error_feedback)
+            with serving("cpu", EMULATION):
+                pair = {"host": on_host, "device": run(codec, error_feedback)}
+            results[f"{codec!r}, {error_feedback}"] = pair
+    return results
+
+
+@scenario
+def disagreement_on_a_device(rank: int) -> Any:
+    with serving("cpu", EMULATION):
+        model = sharded()
+        state = compress(model, CODEC)
+        train(model, rank, range(1))
+        for exchange in state._exchanges:
+            exchange.step += 3 * rank
+        loss_of(model, batch(rank, 1)).backward()
+        nan = [bool(g.isnan().all()) for g in gradients(model).values()]
+        return {"nan": nan, "error": error_of(state.stats)}

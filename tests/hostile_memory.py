@@ -35,6 +35,7 @@ def small_messages() -> list[bytes]:
         tg.TopK(k=7000, values=tg.Ternary(block_size=65536), indices="rice"),
         tg.ChunkTopK(k=1, chunk=65536),
         tg.Sign(block_size=65536),
+        tg.Rotated(0.1, block=65536),
         tg.Identity(),
     ]
     messages = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import reference_rotated as rotated
 from reference_indices import (
     INDEX_FORMS,
     bytes_of,
@@ -43,9 +44,10 @@ from reference_numbers import (
     store,
     widen,
 )
+from reference_rotated import Rotated
 
-# What the tests use of the other two files.
-__all__ = ["RefusedError", "accumulate", "low_bits", "philox"]
+# What the tests use of the other files.
+__all__ = ["RefusedError", "Rotated", "accumulate", "low_bits", "philox"]
 
 
 # --- Codecs: the fields of section 4 with the defaults of the package. ---
@@ -81,6 +83,15 @@ class Ternary:
 
 
 @dataclass(frozen=True)
+class Integers:
+    bits: int = 16
+    scale: float | None = None
+    addends: int = 1
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TopK:
     density: float | None = None
     k: int | None = None
@@ -113,8 +124,10 @@ CODEC_IDS = {
     "ChunkTopK": 6,
     "RandomK": 7,
     "Ternary": 8,
+    "Rotated": 10,
+    "Integers": 15,
 }
-VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary")
+VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers")
 
 
 def kind_of(codec: Any) -> str:
@@ -178,6 +191,10 @@ def body_size(codec: Any, n: int, dtype: str) -> int:
         full, rest = divmod(n, codec.block_size)
         digits = full * math.ceil(codec.block_size / 5) + math.ceil(rest / 5)
         return 4 * math.ceil(n / codec.block_size) + digits
+    if kind == "Integers":
+        return n * codec.bits // 8
+    if kind == "Rotated":
+        return rotated.body_size(codec, n)
     k = count_of(codec, n)
     indices = 0 if kind == "RandomK" else index_bytes(index_form(codec.indices, n, k), n, k)
     return indices + body_size(values_of(codec), k, dtype)
@@ -266,6 +283,26 @@ def decode_ternary(codec: Any, packed: bytes, n: int, scales: np.ndarray) -> np.
     return np.choose(flat, [np.zeros_like(scales), scales, -scales])
 
 
+def unit_of(codec: Any) -> np.float32:
+    """The scale that travels."""
+    return np.float32(getattr(codec, "unit", codec.scale))
+
+
+def encode_integers(codec: Any, a: np.ndarray, step: int) -> bytes:
+    limit = (2 ** (codec.bits - 1) - 1) // codec.addends
+    while limit >= 2**24 and limit % 2 ** (limit.bit_length() - 24):
+        limit -= 1
+    with np.errstate(over="ignore"):
+        units = a * (np.float32(1) / unit_of(codec))
+    units = np.clip(units, np.float32(-limit), np.float32(limit))
+    nearest = np.rint(units)
+    codes = nearest.astype(np.int64)
+    if codec.rounding == "stochastic":
+        rest = np.rint((units - nearest) * np.float32(65536)).astype(np.int64)
+        codes += (rest + rounding_noise(len(a), codec.seed, step)) >> 16
+    return codes.astype(f"<i{codec.bits // 8}").tobytes()
+
+
 def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
     kind = kind_of(codec)
     if kind == "Identity":
@@ -278,6 +315,10 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
         return encode_sign(codec, a)
     if kind == "Ternary":
         return encode_ternary(codec, a)
+    if kind == "Integers":
+        return encode_integers(codec, a, step)
+    if kind == "Rotated":
+        return rotated.encode(codec, a, step)
     indices = select(codec, a, step)
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
@@ -321,6 +362,12 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
     if kind == "Ternary":
         scales, packed = read_scales(body, n, codec.block_size)
         return saturate(decode_ternary(codec, packed, n, scales), dtype)
+    if kind == "Integers":
+        codes = np.frombuffer(body, f"<i{codec.bits // 8}", n)
+        with np.errstate(over="ignore"):
+            return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
+    if kind == "Rotated":
+        return saturate(rotated.decode(codec, body, n, step), dtype)
     k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
@@ -348,6 +395,12 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<BH", codec.bits, codec.block_size // 64)
     if kind in ("Sign", "Ternary"):
         return struct.pack("<BH", 0, codec.block_size // 64)
+    if kind == "Integers":
+        return struct.pack("<BH", codec.bits, int(unit_of(codec).view(np.uint32)) >> 16)
+    if kind == "Rotated":
+        log2 = codec.block.bit_length() - 1
+        share = rotated.share_of(codec)
+        return struct.pack("<BBHQI", rotated.width_of(codec), log2, share, codec.seed, step)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
     if kind == "RandomK":
@@ -377,6 +430,18 @@ def read_codec(
         refuse_unless(bits in ((8, 4, 2) if kind == "Quantize" else (0,)), f"{bits} bits")
         sizes = {"Sign": Sign, "Ternary": Ternary}
         codec = sizes[kind](64 * units) if bits == 0 else Quantize(bits, 64 * units)
+    elif kind == "Integers":
+        bits, brain = struct.unpack_from("<BH", raw)
+        scale = np.uint32(brain << 16).view(np.float32)
+        refuse_unless(bits in (8, 16, 32), f"{bits} bits")
+        refuse_unless(bool(2.0**-100 <= scale <= 2.0**100), f"a scale of {scale}")
+        codec = Integers(bits, float(scale))
+    elif kind == "Rotated":
+        bits, log2, share, seed, step = struct.unpack_from("<BBHQI", raw)
+        refuse_unless(1 <= bits <= 4 and 6 <= log2 <= 16, f"{bits} bits, blocks of 2**{log2}")
+        least = math.ceil(0.1 * 2**log2)
+        refuse_unless(not share or (bits == 1 and least <= share < 2**log2), f"{share} sent")
+        codec = Rotated(share / 2**log2 if share else bits, 2**log2, seed=seed)
     else:
         k = struct.unpack_from("<I", raw)[0]
         word = raw[16:20] if kind == "RandomK" else raw[8:12]

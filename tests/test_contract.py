@@ -26,4 +26,5 @@ def test_every_codec_of_the_package_is_in_the_list() -> None:
         tg.ChunkTopK,
         tg.RandomK,
         tg.Ternary,
+        tg.Integers,
     }

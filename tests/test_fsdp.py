@@ -277,3 +277,26 @@ def test_every_scenario_has_a_test() -> None:
     source = Path(__file__).read_text()
     names = [*scenarios.SCENARIOS, *replica_scenarios.SCENARIOS]
     assert [name for name in names if f'"{name}"' not in source] == []
+
+
+# --- Gradients on a device. ---
+
+
+def test_weights_and_residuals_are_those_of_the_host_on_a_device(run: Results) -> None:
+    for result in run("on_a_device"):
+        assert len(result) == 6
+        for name, pair in result.items():
+            host, device = pair["host"], pair["device"]
+            assert device["ledger"], name
+            assert not host["ledger"], name
+            assert same(device["weights"], host["weights"]), name
+            assert same(device["residuals"], host["residuals"]), name
+            assert (device["lost"], device["nonfinite"]) == (host["lost"], host["nonfinite"]), name
+            assert host["nonfinite"] > 0
+
+
+def test_ranks_that_disagree_on_a_device_get_nan_and_an_error_when_they_ask(run: Results) -> None:
+    for result in run("disagreement_on_a_device"):
+        assert all(result["nan"])
+        kind, message = result["error"]
+        assert (kind, "same arguments" in message) == ("StateError", True)

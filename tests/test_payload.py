@@ -32,8 +32,11 @@ SMALL = [
     tg.RandomK(k=9, seed=2**40, values=tg.Quantize(bits=2)),
     Grid(),
     tg.Ternary(block_size=64),
+    tg.Integers(bits=16, scale=0.25),
     tg.TopK(k=7, indices="rice", values=tg.Ternary(block_size=64)),
     tg.ChunkTopK(k=2, chunk=20, indices="rice"),
+    tg.Rotated(3, block=64),
+    tg.Rotated(0.3, block=64, seed=2**40),
 ]
 
 
@@ -149,7 +152,7 @@ def test_every_value_of_every_header_byte_is_read_as_the_oracle_reads_it(codec: 
                 assert_read_as_the_oracle_reads_it(patch(raw, offset, bytes([value])))
 
 
-@pytest.mark.parametrize("number", [0, 10, 127, 128, 254, 255])
+@pytest.mark.parametrize("number", [0, 99, 127, 128, 254, 255])
 def test_an_unknown_codec_is_refused_by_its_number(number: int) -> None:
     assert_refused(
         patch(small(tg.Identity()), 5, bytes([number])), torch.zeros(7, 11), match=str(number)

@@ -61,16 +61,25 @@ py::tuple select_chunks(const py::array& x, std::optional<py::array> residual, s
 }
 
 ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block_size, std::optional<uint64_t> seed,
-                       float threshold) {
+                       float threshold, float scale, float limit, size_t kept, bool unbiased) {
   ValueCodec codec;
   codec.wire = dtype_from_code(wire);
-  require(bits == 8 || bits == 4 || bits == 2, "bits must be 8, 4 or 2");
+  const bool is_integers = kind == "integers", is_rotated = kind == "rotated";
+  require(is_integers  ? bits == 8 || bits == 16 || bits == 32
+          : is_rotated ? bits >= 1 && bits <= 4
+                       : bits == 8 || bits == 4 || bits == 2,
+          "bits must be 8, 4 or 2; 8, 16 or 32 for integers; 1 to 4 for rotated");
+  require(!is_rotated || ((block_size & (block_size - 1)) == 0 && kept < block_size),
+          "block_size must be a power of two, and kept below it");
   require(block_size > 0 && block_size % 64 == 0 && block_size <= 65536,
           "block_size must be a multiple of 64 up to 65536");
   codec.quantized = {bits, block_size};
   codec.signs = {block_size};
   codec.digits = {block_size};
   codec.threshold = threshold;
+  codec.integer = {bits, {scale, 1.0f / scale, limit}};
+  codec.rotated = {bits, block_size, kept};
+  codec.unbiased = unbiased;
   codec.stochastic = seed.has_value();
   codec.seed = seed.value_or(0);
   using Kind = ValueCodec::Kind;
@@ -78,6 +87,8 @@ ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block
                : kind == "quantize" ? Kind::quantize
                : kind == "sign"     ? Kind::sign
                : kind == "ternary"  ? Kind::ternary
+               : is_integers        ? Kind::integers
+               : is_rotated         ? Kind::rotated
                                     : Kind::identity;
   return codec;
 }
@@ -338,7 +349,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("select_chunks", select_chunks, "x"_a, "residual"_a, "k"_a, "chunk"_a);
   py::class_<ValueCodec>(m, "ValueCodec")
       .def(py::init(&value_codec), "kind"_a, "wire"_a = 1, "bits"_a = 8, "block_size"_a = 256, "seed"_a = std::nullopt,
-           "threshold"_a = 0.0f);
+           "threshold"_a = 0.0f, "scale"_a = 1.0f, "limit"_a = 1.0f, "kept"_a = 0, "unbiased"_a = true);
   py::class_<Codec>(m, "Codec")
       .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0,
            "mask_seed"_a = 0)

@@ -95,6 +95,7 @@ template <int count>
 inline U shift_right_signed(U v) {
   TG_LANES(U, _mm256_srai_epi32(v.r[h], count));
 }
+inline U shift_left(U v, int count) { TG_LANES(U, _mm256_sll_epi32(v.r[h], _mm_cvtsi32_si128(count))); }
 inline U larger(U a, U b) { TG_LANES(U, _mm256_max_epu32(a.r[h], b.r[h])); }
 inline U smaller(U a, U b) { TG_LANES(U, _mm256_min_epu32(a.r[h], b.r[h])); }
 inline uint32_t largest_lane(U v) {
@@ -112,6 +113,9 @@ inline uint32_t at_least(U a, U b) {
     mask[h] = static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(below)));
   }
   return ~(mask[0] | mask[1] << 8) & 0xffffu;
+}
+inline U count_above(U count, U a, U b) {
+  TG_LANES(U, _mm256_sub_epi32(count.r[h], _mm256_cmpgt_epi32(a.r[h], b.r[h])));
 }
 inline U nearest_int(F v) { TG_LANES(U, _mm256_cvtps_epi32(v.r[h])); }
 inline F to_float(U v) { TG_LANES(F, _mm256_cvtepi32_ps(v.r[h])); }
@@ -193,6 +197,46 @@ inline B narrow_bytes(U v) {
   return {_mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1))};
 }
 inline U widen_bytes(B v) { return {{_mm256_cvtepi8_epi32(v.r), _mm256_cvtepi8_epi32(_mm_srli_si128(v.r, 8))}}; }
+
+// One of eight floats by the low three bits of each lane.
+struct Table8 {
+  __m256 r;
+};
+inline Table8 table8(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline F lookup(Table8 table, U index) { TG_LANES(F, _mm256_permutevar8x32_ps(table.r, index.r[h])); }
+
+// Sixteen packed codes, eight from the low and eight from the high half of their bits, each in the low bits of a lane;
+// what is above them is undefined.
+template <int width>
+inline U unpack_codes(const uint8_t* p) {
+  uint64_t word = 0;
+  memcpy(&word, p, 2 * width);
+  const __m256i shift = _mm256_setr_epi32(0, width, 2 * width, 3 * width, 4 * width, 5 * width, 6 * width, 7 * width);
+  __m256i low = _mm256_set1_epi32(static_cast<int>(word)),
+          high = _mm256_set1_epi32(static_cast<int>(word >> (8 * width)));
+  return {{_mm256_srlv_epi32(low, shift), _mm256_srlv_epi32(high, shift)}};
+}
+
+// One stage of a Hadamard transform: lane j becomes v[j] + v[j + step], lane j + step v[j] - v[j + step].
+template <int step>
+inline F butterfly(F v) {
+  if constexpr (step == 8) {
+    return {{_mm256_add_ps(v.r[0], v.r[1]), _mm256_sub_ps(v.r[0], v.r[1])}};
+  } else {
+    // The sign bit of the lanes that are subtracted: those whose number has the bit `step`.
+    constexpr int kSign[2] = {0, static_cast<int>(~kMagnitude)};
+    const __m256 minus =
+        _mm256_castsi256_ps(_mm256_setr_epi32(0, kSign[step == 1], kSign[step == 2], kSign[step <= 2], kSign[step == 4],
+                                              kSign[step == 4 || step == 1], kSign[step == 4 || step == 2], kSign[1]));
+    F other;
+    for (int h = 0; h < 2; ++h) {
+      if constexpr (step == 1) other.r[h] = _mm256_permute_ps(v.r[h], 0xb1);
+      if constexpr (step == 2) other.r[h] = _mm256_permute_ps(v.r[h], 0x4e);
+      if constexpr (step == 4) other.r[h] = _mm256_permute2f128_ps(v.r[h], v.r[h], 1);
+    }
+    TG_LANES(F, _mm256_add_ps(other.r[h], _mm256_xor_ps(v.r[h], minus)));
+  }
+}
 #undef TG_LANES
 
 }  // namespace

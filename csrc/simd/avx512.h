@@ -66,10 +66,14 @@ template <int count>
 inline U shift_right_signed(U v) {
   return {_mm512_srai_epi32(v.r, count)};
 }
+inline U shift_left(U v, int count) { return {_mm512_sll_epi32(v.r, _mm_cvtsi32_si128(count))}; }
 inline U larger(U a, U b) { return {_mm512_max_epu32(a.r, b.r)}; }
 inline U smaller(U a, U b) { return {_mm512_min_epu32(a.r, b.r)}; }
 inline uint32_t largest_lane(U v) { return _mm512_reduce_max_epu32(v.r); }
 inline uint32_t at_least(U a, U b) { return _mm512_cmpge_epu32_mask(a.r, b.r); }
+inline U count_above(U count, U a, U b) {
+  return {_mm512_mask_add_epi32(count.r, _mm512_cmpgt_epi32_mask(a.r, b.r), count.r, _mm512_set1_epi32(1))};
+}
 inline U nearest_int(F v) { return {_mm512_cvtps_epi32(v.r)}; }
 inline F to_float(U v) { return {_mm512_cvtepi32_ps(v.r)}; }
 
@@ -106,6 +110,39 @@ inline void compress(float* p, uint32_t mask, F v) {
 
 inline B narrow_bytes(U v) { return {_mm512_cvtepi32_epi8(v.r)}; }
 inline U widen_bytes(B v) { return {_mm512_cvtepi8_epi32(v.r)}; }
+
+// One of eight floats by the low three bits of each lane.
+struct Table8 {
+  __m512 r;
+};
+inline Table8 table8(const float* p) { return {_mm512_broadcast_f32x8(_mm256_loadu_ps(p))}; }
+inline F lookup(Table8 table, U index) { return {_mm512_permutexvar_ps(index.r, table.r)}; }
+
+// Sixteen packed codes, eight from the low and eight from the high half of their bits, each in the low bits of a lane;
+// what is above them is undefined.
+template <int width>
+inline U unpack_codes(const uint8_t* p) {
+  uint64_t word = 0;
+  memcpy(&word, p, 2 * width);
+  const __m256i shift = _mm256_setr_epi32(0, width, 2 * width, 3 * width, 4 * width, 5 * width, 6 * width, 7 * width);
+  __m256i low = _mm256_set1_epi32(static_cast<int>(word)),
+          high = _mm256_set1_epi32(static_cast<int>(word >> (8 * width)));
+  low = _mm256_srlv_epi32(low, shift);
+  high = _mm256_srlv_epi32(high, shift);
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)};
+}
+
+// One stage of a Hadamard transform: lane j becomes v[j] + v[j + step], lane j + step v[j] - v[j + step].
+template <int step>
+inline F butterfly(F v) {
+  constexpr __mmask16 kMinus = step == 1 ? 0xaaaa : step == 2 ? 0xcccc : step == 4 ? 0xf0f0 : 0xff00;
+  __m512 other;
+  if constexpr (step == 1) other = _mm512_permute_ps(v.r, 0xb1);
+  if constexpr (step == 2) other = _mm512_permute_ps(v.r, 0x4e);
+  if constexpr (step == 4) other = _mm512_shuffle_f32x4(v.r, v.r, 0xb1);
+  if constexpr (step == 8) other = _mm512_shuffle_f32x4(v.r, v.r, 0x4e);
+  return {_mm512_mask_sub_ps(_mm512_add_ps(other, v.r), kMinus, other, v.r)};
+}
 
 }  // namespace
 }  // namespace tersegrad

@@ -71,6 +71,7 @@ template <int count>
 inline U shift_right_signed(U v) {
   TG_LANES(U, vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_u32(v.r[q]), count)));
 }
+inline U shift_left(U v, int count) { TG_LANES(U, vshlq_u32(v.r[q], vdupq_n_s32(count))); }
 inline U larger(U a, U b) { TG_LANES(U, vmaxq_u32(a.r[q], b.r[q])); }
 inline U smaller(U a, U b) { TG_LANES(U, vminq_u32(a.r[q], b.r[q])); }
 inline uint32_t largest_lane(U v) {
@@ -88,6 +89,7 @@ inline uint32_t at_least(U a, U b) {
   for (int q = 0; q < 4; ++q) chosen.r[q] = vcgeq_u32(a.r[q], b.r[q]);
   return lane_mask(chosen);
 }
+inline U count_above(U count, U a, U b) { TG_LANES(U, vsubq_u32(count.r[q], vcgtq_u32(a.r[q], b.r[q]))); }
 // Lane j of the mask: whether the magnitude of p[j], as an integer, is at least `limit`; both below 2^15.
 inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
   return at_least(load_u16(p) & splat(0x7fffu), splat(static_cast<uint32_t>(limit)));
@@ -165,6 +167,14 @@ inline void store_codes(uint8_t* p, B codes) {
     vst1q_u8(p, codes.r);
   } else if constexpr (width == 4) {
     vst1_u8(p, vget_low_u8(merge<4>(codes.r)));
+  } else if constexpr (width == 3) {
+    // Pairs of 6 bits in words, then four codes of 12 bits in double words, then eight of 24.
+    uint16x8_t v = vreinterpretq_u16_u8(vandq_u8(codes.r, vdupq_n_u8(7)));
+    uint32x4_t pairs = vreinterpretq_u32_u16(vandq_u16(vorrq_u16(v, vshrq_n_u16(v, 5)), vdupq_n_u16(0x3f)));
+    uint64x2_t quads = vreinterpretq_u64_u32(vandq_u32(vorrq_u32(pairs, vshrq_n_u32(pairs, 10)), vdupq_n_u32(0xfff)));
+    uint64x2_t eights = vorrq_u64(quads, vshrq_n_u64(quads, 20));
+    uint64_t word = (vgetq_lane_u64(eights, 0) & 0xffffffu) | (vgetq_lane_u64(eights, 1) & 0xffffffu) << 24;
+    memcpy(p, &word, 6);
   } else {
     uint32_t word = vgetq_lane_u32(vreinterpretq_u32_u8(merge<4>(merge<2>(codes.r))), 0);
     memcpy(p, &word, sizeof word);
@@ -194,6 +204,59 @@ inline B load_codes(const uint8_t* p) {
     memcpy(&word, p, sizeof word);
     uint8x16_t bytes = vreinterpretq_u8_u32(vdupq_n_u32(word));
     return {extend_codes(split<2>(split<4>(bytes)), 2)};
+  }
+}
+
+// One of eight floats by the low three bits of each lane.
+struct Table8 {
+  uint8x16x2_t r;
+};
+inline Table8 table8(const float* p) {
+  return {{{vreinterpretq_u8_f32(vld1q_f32(p)), vreinterpretq_u8_f32(vld1q_f32(p + 4))}}};
+}
+inline F lookup(Table8 table, U index) {
+  // Number i begins at byte 4 i: its four bytes are 4 i to 4 i + 3.
+  F out;
+  for (int q = 0; q < 4; ++q) {
+    uint32x4_t first = vmulq_u32(vandq_u32(index.r[q], vdupq_n_u32(7)), vdupq_n_u32(0x04040404u));
+    uint8x16_t at = vreinterpretq_u8_u32(vaddq_u32(first, vdupq_n_u32(0x03020100u)));
+    out.r[q] = vreinterpretq_f32_u8(vqtbl2q_u8(table.r, at));
+  }
+  return out;
+}
+
+// Sixteen packed codes, eight from the low and eight from the high half of their bits, each in the low bits of a lane;
+// what is above them is undefined.
+template <int width>
+inline U unpack_codes(const uint8_t* p) {
+  uint64_t word = 0;
+  memcpy(&word, p, 2 * width);
+  const int32_t first[4] = {0, -width, -2 * width, -3 * width};
+  const int32x4_t shift = vld1q_s32(first), later = vsubq_s32(shift, vdupq_n_s32(4 * width));
+  uint32x4_t low = vdupq_n_u32(static_cast<uint32_t>(word)),
+             high = vdupq_n_u32(static_cast<uint32_t>(word >> (8 * width)));
+  return {{vshlq_u32(low, shift), vshlq_u32(low, later), vshlq_u32(high, shift), vshlq_u32(high, later)}};
+}
+
+// One stage of a Hadamard transform: lane j becomes v[j] + v[j + step], lane j + step v[j] - v[j + step].
+template <int step>
+inline F butterfly(F v) {
+  if constexpr (step == 8) {
+    return {
+        {vaddq_f32(v.r[0], v.r[2]), vaddq_f32(v.r[1], v.r[3]), vsubq_f32(v.r[0], v.r[2]), vsubq_f32(v.r[1], v.r[3])}};
+  } else if constexpr (step == 4) {
+    return {
+        {vaddq_f32(v.r[0], v.r[1]), vsubq_f32(v.r[0], v.r[1]), vaddq_f32(v.r[2], v.r[3]), vsubq_f32(v.r[2], v.r[3])}};
+  } else {
+    constexpr uint32_t kSign = ~kMagnitude;
+    const uint32_t signs[4] = {0, step == 1 ? kSign : 0, step == 2 ? kSign : 0, kSign};
+    const uint32x4_t minus = vld1q_u32(signs);
+    F out;
+    for (int q = 0; q < 4; ++q) {
+      float32x4_t other = step == 1 ? vrev64q_f32(v.r[q]) : vextq_f32(v.r[q], v.r[q], 2);
+      out.r[q] = vaddq_f32(other, vreinterpretq_f32_u32(veorq_u32(vreinterpretq_u32_f32(v.r[q]), minus)));
+    }
+    return out;
   }
 }
 #undef TG_LANES

@@ -10,7 +10,19 @@
 from . import federated, kernels, tune
 from .api import compress, decompress
 from .codec import Codec
-from .codecs import Cast, ChunkTopK, Identity, Quantize, RandomK, Sign, Ternary, TopK, Zstd
+from .codecs import (
+    Cast,
+    ChunkTopK,
+    Identity,
+    Integers,
+    Quantize,
+    RandomK,
+    Rotated,
+    Sign,
+    Ternary,
+    TopK,
+    Zstd,
+)
 from .errors import (
     BackendError,
     BudgetError,
@@ -25,6 +37,7 @@ from .feedback import ErrorFeedback
 from .many import compress_many, decompress_many
 from .message import Message
 from .payload import Payload
+from .sums import add
 from .tune import AdaptiveCodec
 
 __version__ = "0.1.0"
@@ -40,18 +53,21 @@ __all__ = [
     "ErrorFeedback",
     "Identity",
     "InputError",
+    "Integers",
     "Message",
     "NonFiniteError",
     "Payload",
     "PayloadError",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "StateError",
     "Ternary",
     "TersegradError",
     "TopK",
     "Zstd",
+    "add",
     "compress",
     "compress_many",
     "decompress",

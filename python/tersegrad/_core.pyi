@@ -24,9 +24,9 @@ def select_chunks(
 ) -> tuple[_Indices, _Floats, bool]: ...
 
 class ValueCodec:
-    """What becomes of every value: `kind` is identity, cast, quantize, sign or ternary.
+    """What becomes of every value: `kind` is identity, cast, quantize, sign, ternary, integers or rotated.
 
-    A seed asks for stochastic rounding.
+    A seed asks for stochastic rounding; it is always there for rotated.
     """
 
     def __init__(
@@ -37,6 +37,10 @@ class ValueCodec:
         block_size: int = 256,
         seed: int | None = None,
         threshold: float = 0.0,
+        scale: float = 1.0,
+        limit: float = 1.0,
+        kept: int = 0,
+        unbiased: bool = True,
     ) -> None: ...
 
 class Codec:

@@ -19,10 +19,16 @@ from .buffers import (
     zeros_like,
 )
 from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode, used
+from .device import as_tensor, of
+from .device.payload import compress as compress_on_device
+from .device.payload import decompress as decompress_on_device
+from .device.payload import place_of, upload
 from .errors import InputError, NonFiniteError, PayloadError
 from .payload import Payload, check_expected
 
 if TYPE_CHECKING:
+    import torch
+
     from .buffers import AnyArray
 
 NonFinite = Literal["error", "skip", "reset"]
@@ -48,7 +54,8 @@ def compress(
     Parameters
     ----------
     x : torch.Tensor or numpy.ndarray
-        float32, float16 or bfloat16, any shape, fewer than 2**32 entries, on the CPU.
+        float32, float16 or bfloat16, any shape, fewer than 2**32 entries, on the CPU or on a CUDA device. Arrays of other libraries
+        on a CUDA device, such as CuPy, come in by DLPack or ``__cuda_array_interface__``; what comes out are tensors.
     codec : Codec
         For example ``TopK(density=0.01, values=Quantize(bits=4))``.
     residual : float32 array of x's kind and shape, optional
@@ -57,13 +64,16 @@ def compress(
     nonfinite : {"error", "skip", "reset"}
         What to do when `x` holds an infinity or NaN: raise, or return a payload that decodes to zeros, with ``payload.skipped`` set.
         With a residual, these two read `x` once more beforehand, so as to leave it untouched. ``"reset"`` saves that pass:
-        it raises as ``"error"`` does, but the residual is then lost and set to zero.
+        it raises as ``"error"`` does, but the residual is then lost and set to zero. On a CUDA device nothing waits for the answer:
+        the error is raised when the payload is first looked at from the host, see docs/cuda.md.
     step : int
-        Call number, mixed into random streams, so that stochastic rounding and random masks differ from step to step.
+        Call number, mixed into random streams, so that stochastic rounding and random masks differ from step to step. For `x` on a
+        CUDA device it may be a tensor of one integer there, which a CUDA graph reads anew at every replay.
 
     Returns
     -------
     Payload
+        Its body is on the device of `x`.
 
     Raises
     ------
@@ -71,6 +81,8 @@ def compress(
         If `x` or `residual` has the wrong kind, dtype, shape or layout.
     NonFiniteError
         If `x` holds an infinity or NaN, unless ``nonfinite="skip"``.
+    BackendError
+        If `x` is on a CUDA device and this build or driver cannot use it.
 
     Examples
     --------
@@ -79,6 +91,11 @@ def compress(
     >>> tg.decompress(payload)
     array([ 0., -3.,  0.,  2.], dtype=float32)
     """
+    if (backend := of(x)) is not None:
+        check_nonfinite(nonfinite)
+        return compress_on_device(
+            backend, as_tensor(x), codec, as_tensor(residual), nonfinite, step
+        )
     source = view(x)
     kept = None if residual is None else residual_view(residual, source)
     return compress_view(source, check_codec(codec), kept, nonfinite, Call(check_step(step)))
@@ -113,7 +130,7 @@ def decompress(
     accumulate: bool = False,
     scale: float = 1.0,
     expect: AnyArray | None = None,
-    kind: Literal["numpy", "torch"] | None = None,
+    kind: Literal["numpy", "torch"] | torch.device | str | None = None,
 ) -> AnyArray:
     """Restore a tensor from a payload or its bytes.
 
@@ -129,9 +146,10 @@ def decompress(
     expect : array or tensor, optional
         Refuse a payload of another shape or dtype than this one. Give it, or `out`, for payloads from strangers: a sparse payload of a
         few bytes may honestly name four billion entries.
-    kind : {"numpy", "torch"}, optional
+    kind : {"numpy", "torch"} or torch.device, optional
         What to return. By default that of the input that was compressed, or for bytes NumPy (torch for a uint8 tensor, and for bfloat16
-        where NumPy lacks it).
+        where NumPy lacks it). A CUDA device, such as ``"cuda"``: a tensor there. What is on a device is decoded there unless `kind` or
+        `out` says otherwise; what is not, is checked on the host and its bytes copied.
 
     Returns
     -------
@@ -152,9 +170,13 @@ def decompress(
     else:
         payload = Payload.from_bytes(source, expect=expect)
     factor = check_scale(scale)
+    if out is None and accumulate:
+        raise InputError("accumulate=True needs out=, the array to add to")
+    if (place := place_of(payload, out, kind)) is not None:
+        there = upload(payload, place)
+        restored = decompress_on_device(there, as_tensor(out), accumulate, factor)
+        return restored if out is None else out
     if out is None:
-        if accumulate:
-            raise InputError("accumulate=True needs out=, the array to add to")
         kind = output_kind(kind, payload._kind, payload.dtype)
         n = math.prod(payload.shape)
         try:

@@ -67,7 +67,8 @@ def _host_tensor(x: torch.Tensor, what: str) -> torch.Tensor:
 
     if x.device.type == "cuda":
         raise BackendError(
-            f"{what} is on {x.device}, and this build has no CUDA kernels; use {what}.cpu()"
+            f"{what} is on {x.device}; compress, decompress, their many forms, ErrorFeedback and the hooks of DDP and FSDP2 work there, "
+            f"this function on the CPU alone: use {what}.cpu()"
         )
     if x.device.type != "cpu":
         raise InputError(f"{what} is on device {x.device}; use a CPU tensor")
@@ -138,6 +139,16 @@ def view(x: object, what: str = "input") -> View:
     raise InputError(
         f"{what} has dtype {tensor.dtype}; tersegrad takes float32, float16 and bfloat16: convert it first"
     )
+
+
+def shape_and_dtype(x: object, what: str) -> tuple[tuple[int, ...], str]:
+    """What a tensor or array is, wherever it lies."""
+    if is_tensor(x):
+        name = str(x.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
+        if name in DTYPE_CODES:
+            return tuple(x.shape), name  # type: ignore[attr-defined]
+    got = view(x, what)
+    return got.shape, got.dtype
 
 
 class Columns(NamedTuple):

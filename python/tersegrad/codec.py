@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -80,6 +81,8 @@ class Codec(ABC):
     id: ClassVar[int]
     #: Whether entries may be left out of a payload, to decode to zero.
     is_sparse: ClassVar[bool] = False
+    #: Whether payloads of this codec add without decoding, see `tersegrad.add`.
+    is_additive: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, id: int | None = None, **keywords: Any) -> None:  # noqa: A002
         super().__init_subclass__(**keywords)
@@ -190,6 +193,15 @@ class Codec(ABC):
     def _add(self, body: Bytes, dtype: str, step: int, out: npt.NDArray[Any], scale: float) -> None:
         """``out += scale * decoded``, for a body that passed `_examine`."""
         self._decompress(body, dtype, step, out, True, scale, False)
+
+    # For codecs that are additive.
+
+    def _sum_bodies(self, bodies: Sequence[Bytes], dtype: str, wrap: bool) -> Bytes:
+        """The body that decodes to the sum of what `bodies` decode to; they passed `_check` and are of equal wire parameters.
+
+        With `wrap`, integers wrap around instead of raising `InputError` for a sum beyond their width.
+        """
+        raise CodecError(f"{self} does not add without decoding")
 
     # What follows has another meaning only for codecs without a fixed size.
 

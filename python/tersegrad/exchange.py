@@ -24,7 +24,10 @@ import torch.distributed as dist
 
 from .codec import Codec, check_codec, check_fixed_size, decode_into, encode_into
 from .codecs import Identity, Quantize
+from .device import exchange as device_exchange
+from .device import of
 from .errors import InputError, StateError
+from .in_flight import lend
 
 HEAD = struct.Struct("<4sIIB3x")
 MAGIC = b"TGX\x01"
@@ -89,16 +92,25 @@ class Part:
 class Layout:
     """The parts of a message: (name, codec, entries) each, all of one dtype."""
 
-    def __init__(self, parts: Sequence[tuple[str, Codec, int]], dtype: str, rank: int) -> None:
-        start = HEAD.size + len(parts)
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, Codec, int]],
+        dtype: str,
+        rank: int,
+        alignment: int = 1,
+    ) -> None:
+        start = aligned(HEAD.size + len(parts), alignment)
         self.parts: list[Part] = []
         for name, codec, n in parts:
             end = start + codec.body_size(n, dtype)
             self.parts.append(Part(name, codec, own_noise(codec, rank), n, slice(start, end)))
-            start = end
+            start = aligned(end, alignment)
         self.nbytes = start
         sizes = [(part.name, part.codec.to_dict(), part.body.stop) for part in self.parts]
         self.checksum = checksum_of(dtype, sizes)
+
+    def head(self, step: int, failed: bool) -> bytes:
+        return HEAD.pack(MAGIC, self.checksum, step % 2**32, failed)
 
 
 def write(
@@ -113,6 +125,8 @@ def write(
     A parameter that is not finite in one message is marked in all. Returns what went wrong, if
     anything did; the messages say so too.
     """
+    if (backend := of(messages[0])) is not None:
+        return device_exchange.write(backend, layouts, messages, values, residuals, step)
     marks = bytearray(len(layouts[0].parts))
     failure = None
     try:
@@ -124,7 +138,7 @@ def write(
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
     for layout, message in zip(layouts, messages, strict=True):
-        head = HEAD.pack(MAGIC, layout.checksum, step % 2**32, failure is not None) + marks
+        head = layout.head(step, failure is not None) + marks
         message[: len(head)].copy_(torch.frombuffer(bytearray(head), dtype=torch.uint8))
     return failure
 
@@ -151,6 +165,42 @@ def read_marks(
     return marks
 
 
+class HostVerdict:
+    """How each part fared, where the host knows."""
+
+    def __init__(self, marks: Sequence[bytes]) -> None:
+        self._marks = marks
+        self._lost: set[int] = set()
+
+    def begin(self, index: int, place: torch.Tensor) -> None:
+        """Set `place`, which is zero, to what a sum starts from: NaN if some rank's part is not finite."""
+        if any(row[index] == NON_FINITE for row in self._marks):
+            place.fill_(float("nan"))
+            self._lost.add(index)
+
+    def skips(self, index: int) -> bool:
+        """Whether there is nothing to add."""
+        return index in self._lost
+
+    def settle(
+        self, index: int, name: str, old: Mapping[str, torch.Tensor], fresh: dict[str, torch.Tensor]
+    ) -> None:
+        """Have the residual of such a part stay what it was."""
+        if index in self._lost:
+            fresh.pop(name, None)
+
+    def close(self, counters: dict[str, float], ledger: Any) -> Any:
+        counters["nonfinite"] += len(self._lost)
+        return ledger
+
+
+def judge(layout: Layout, messages: torch.Tensor, step: int, failure: str | None) -> Any:
+    """What the heads of all ranks say; `StateError` if they do not fit, on a device as soon as the host asks."""
+    if (backend := of(messages)) is not None:
+        return device_exchange.DeviceVerdict(backend, layout, messages, step, failure)
+    return HostVerdict(read_marks(layout, messages, step, failure))
+
+
 def add_all(
     messages: Iterable[torch.Tensor],
     part: Part,
@@ -163,7 +213,12 @@ def add_all(
 
     All ranks that add in the same order get the same bits.
     """
+    backend = of(total)
     for message in messages:
+        if backend is not None:
+            body, number = message[part.body], step % 2**32
+            backend.decode(part.codec, body, dtype, number, total, True, scale)
+            continue
         decode_into(
             message[part.body],
             part.codec,
@@ -190,8 +245,13 @@ def all_gather(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """One row per rank of the group."""
     gathered = own.new_empty(dist.get_world_size(group) * own.numel())
     newer: Any = getattr(dist, "all_gather_single", None)  # the older name warns where there is one
-    (newer or dist.all_gather_into_tensor)(gathered, own, group=group)
+    (newer or dist.all_gather_into_tensor)(lend(gathered), lend(own), group=group)
     return gathered.view(-1, own.numel())
+
+
+def aligned(size: int, alignment: int) -> int:
+    """Where the next part begins, after so many bytes."""
+    return -(-size // alignment) * alignment
 
 
 def own_noise(codec: Codec, rank: int) -> Codec:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from .codec import Codec
+from .device.exchange import read
 from .errors import BackendError, InputError, StateError
 from .exchange import Rules, Selection
 from .fsdp_exchange import COUNTED, CompressedReduceScatter, CompressedReplicas, Exchange
@@ -125,6 +126,7 @@ class ShardedCompression:
             Ints, and in "residuals" flat float32 tensors in the order in which FSDP2 sends the
             entries. It loads with ``torch.load(weights_only=True)``.
         """
+        self.check()
         residuals = {}
         for exchange in self._exchanges:
             for name, n in exchange.kept().items():
@@ -185,6 +187,16 @@ class ShardedCompression:
         """The Euclidean norm of all residuals of this rank."""
         return math.sqrt(sum(float(r.double().square().sum()) for r in self._residuals()))
 
+    def check(self) -> int:
+        """How many gradients became NaN that only a device knows of; waits for it.
+
+        Raises
+        ------
+        StateError
+            Ranks on a device sent messages that did not fit. On the host that is raised in the step.
+        """
+        return sum(read(exchange.ledger) for exchange in self._exchanges)
+
     def stats(self) -> dict[str, float]:
         """What this rank has handed to collectives since `reset_stats`, and what that took.
 
@@ -196,6 +208,7 @@ class ShardedCompression:
             became NaN); `compress_seconds`, `decompress_seconds` of host time.
         """
         sums = {key: sum(e.counters[key] for e in self._exchanges) for key in COUNTED}
+        sums["nonfinite"] += self.check()
         sent = sums["sent_bytes"]
         return {**sums, "ratio": sums["dense_bytes"] / sent if sent else 1.0}
 

@@ -24,19 +24,21 @@ import torch.distributed as dist
 
 from .codec import Codec
 from .codecs import Identity
+from .device import of
+from .device.backend import ALIGNMENT
 from .errors import BackendError, InputError, StateError
 from .exchange import (
     DTYPES,
-    NON_FINITE,
     Layout,
     Selection,
     add_all,
     agree,
     all_gather,
     checksum_of,
-    read_marks,
+    judge,
     write,
 )
+from .in_flight import lend
 
 COUNTED = (
     *("reductions", "uncompressed", "sent_bytes", "dense_bytes", "nonfinite"),
@@ -92,6 +94,7 @@ class Exchange:
         self.residuals: dict[str, torch.Tensor] = {}
         self.error_feedback = error_feedback
         self.counters: dict[str, float] = dict.fromkeys(COUNTED, 0)
+        self.ledger: torch.Tensor | None = None  # what is only known on a device
         self._selection = selection
         self._param_group = param_group
         self._names = names
@@ -140,8 +143,15 @@ class Exchange:
             )
         key = (like.dtype, rank, dist.get_world_size(group), *parameters)
         if key not in self._layouts:
+            backend = of(like)
+            if backend is not None:
+                for parameter in parameters:
+                    backend.check(parameter.codec)
+            alignment = 1 if backend is None else ALIGNMENT
             layouts = [
-                Layout([(p.name, p.codec, p.counts[shard]) for p in parameters], dtype, rank)
+                Layout(
+                    [(p.name, p.codec, p.counts[shard]) for p in parameters], dtype, rank, alignment
+                )
                 for shard in shard_ranks
             ]
             facts = {
@@ -190,16 +200,15 @@ class Exchange:
     ) -> None:
         """Overwrite `output` with the sum of all messages, in rank order, in float32."""
         begin = time.perf_counter()
-        marks = read_marks(layout, messages, self.step, failure)
+        verdict = judge(layout, messages, self.step, failure)
         total = torch.zeros_like(output, dtype=torch.float32)
         for index, (parameter, part) in enumerate(zip(parameters, layout.parts, strict=True)):
             place = parameter.place(total, shard_rank)
-            if any(row[index] == NON_FINITE for row in marks):
-                place.fill_(float("nan"))
-                fresh.pop(parameter.name, None)
-                self.counters["nonfinite"] += 1
-                continue
-            add_all(messages, part, place, DTYPES[output.dtype], self.step, factor)
+            verdict.begin(index, place)
+            if not verdict.skips(index):
+                add_all(messages, part, place, DTYPES[output.dtype], self.step, factor)
+            verdict.settle(index, parameter.name, self.residuals, fresh)
+        self.ledger = verdict.close(self.counters, self.ledger)
         output.copy_(total.div_(divisor))
         self.residuals.update(fresh)
         self.step += 1
@@ -260,7 +269,8 @@ class CompressedReduceScatter(Exchange):
         failure = write(layouts, torch.split(own, sizes), values, residuals, self.step)
         self._count(input_tensor, own.numel(), begin)
         messages = own.new_empty(world_size * sizes[rank])
-        dist.all_to_all_single(messages, own, [sizes[rank]] * world_size, sizes, group=group)
+        received = [sizes[rank]] * world_size
+        dist.all_to_all_single(lend(messages), lend(own), received, sizes, group=group)
         messages = messages.view(world_size, -1)
         self._sum(
             *(parameters, layouts[rank], messages, fresh, failure),
@@ -286,7 +296,7 @@ class CompressedReplicas(Exchange):
         if length != reduce_output.numel():
             self.counters["uncompressed"] += 1
             self._count(reduce_output, reduce_output.nbytes, begin)
-            dist.all_reduce(reduce_output, group=self._group)
+            dist.all_reduce(lend(reduce_output), group=self._group)
             reduce_output.div_(world_size)
             return
         (layout,) = self._layouts_of(parameters, [shard_rank], reduce_output, self._group)

@@ -25,10 +25,17 @@ from .buffers import (
 )
 from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode, used
 from .codecs.native import Native
+from .device import of
+from .device.message import decompress_many as decompress_many_on_device
+from .device.message import pack as pack_on_device
+from .device.message import upload
+from .device.payload import place_of
 from .errors import InputError, NonFiniteError, PayloadError
 from .message import Message, check_all_expected
 
 if TYPE_CHECKING:
+    import torch
+
     from .buffers import AnyArray
 
 
@@ -79,6 +86,8 @@ def pack(
     calls: Sequence[Call],
 ) -> Message:
     """`compress_many` on arguments of equal length, with head starts from the last call on the same tensors."""
+    if tensors and (backend := of(tensors[0])) is not None:
+        return pack_on_device(backend, tensors, codecs, residuals, nonfinite, step, calls)
     distinct = {
         id(codec): codec for codec in codecs
     }  # by identity: hashing a dataclass takes a microsecond
@@ -194,7 +203,7 @@ def decompress_many(
     accumulate: bool = False,
     scale: float = 1.0,
     expect: Sequence[AnyArray] | None = None,
-    kind: Literal["numpy", "torch"] | None = None,
+    kind: Literal["numpy", "torch"] | torch.device | str | None = None,
 ) -> list[AnyArray]:
     """Restore the tensors of a message.
 
@@ -216,6 +225,9 @@ def decompress_many(
         raise InputError("accumulate=True needs out=, the arrays to add to")
     if out is not None and len(out) != len(message):
         raise InputError(f"out has {len(out)} arrays, the message {len(message)} tensors")
+    place = place_of(message, out[0] if out else None, kind)
+    if place is not None:
+        return decompress_many_on_device(upload(message, place), out, accumulate, factor)
     bodies = message.bodies()
     for position, (codec, dtype, shape, body) in enumerate(
         zip(message.codecs, message.dtypes, message.shapes, bodies, strict=True)

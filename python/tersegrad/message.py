@@ -21,6 +21,7 @@ from .buffers import (
     is_tensor,
 )
 from .codec import ENTRY_LIMIT, Codec, codec_by_id
+from .device import as_tensor, of
 from .errors import CodecError, PayloadError
 from .payload import CHECKSUM, VERSION, check_expected, verify_checksum
 
@@ -90,10 +91,11 @@ class Message:
     @property
     def nbytes(self) -> int:
         """Bytes on the wire, header and tables included."""
-        tables = CODEC_ENTRY.size * len(set(self._table().values())) + sum(
-            _TENSOR.size + 4 * len(s) for s in self.shapes
-        )
-        return HEADER_BYTES + tables + self._bodies.size
+        return self._head_bytes() + self._bodies.size
+
+    def _head_bytes(self) -> int:
+        tables = CODEC_ENTRY.size * len(set(self._table().values()))
+        return HEADER_BYTES + tables + sum(_TENSOR.size + 4 * len(s) for s in self.shapes)
 
     @property
     def ratio(self) -> float:
@@ -103,23 +105,21 @@ class Message:
 
     def bodies(self) -> list[Bytes]:
         """The coded entries of every tensor, without a copy."""
-        ends = np.cumsum(self._sizes, dtype=np.int64).tolist()
-        return [self._bodies[end - size : end] for end, size in zip(ends, self._sizes, strict=True)]
+        ends, bodies = np.cumsum(self._sizes, dtype=np.int64).tolist(), self._bodies
+        return [bodies[end - size : end] for end, size in zip(ends, self._sizes, strict=True)]
 
     def __bytes__(self) -> bytes:
-        entries = self._table()
+        entries, bodies = self._table(), self._bodies
         numbers = {entry: number for number, entry in enumerate(dict.fromkeys(entries.values()))}
         tables = list(numbers)
         for codec, dtype, shape in zip(self.codecs, self.dtypes, self.shapes, strict=True):
             number = numbers[entries[id(codec)]]
             tables.append(_TENSOR.pack(number, DTYPE_CODES[dtype], len(shape), 0))
             tables.append(struct.pack(f"<{len(shape)}I", *shape))
-        head = _HEAD.pack(
-            MAGIC, VERSION, len(numbers), b"", len(self), self.step, self._bodies.size
-        )
+        head = _HEAD.pack(MAGIC, VERSION, len(numbers), b"", len(self), self.step, bodies.size)
         table = b"".join(tables)
-        checksum = _core.crc32c(self._bodies, _core.crc32c(table, _core.crc32c(head)))
-        return b"".join((head, CHECKSUM.pack(checksum), table, self._bodies.data))
+        checksum = _core.crc32c(bodies, _core.crc32c(table, _core.crc32c(head)))
+        return b"".join((head, CHECKSUM.pack(checksum), table, bodies.data))
 
     @classmethod
     def from_bytes(cls, buffer: Any, *, expect: Sequence[AnyArray] | None = None) -> Message:
@@ -130,6 +130,12 @@ class Message:
         PayloadError
             If the buffer is truncated, extended, damaged or forged, or not what was expected.
         """
+        if of(buffer) is not None:  # its header and checksum are for the host
+            from .device.message import upload
+
+            buffer = as_tensor(buffer)
+            message = cls.from_bytes(bytes_view(buffer.cpu().numpy(), "message"), expect=expect)
+            return upload(message, buffer.device)
         data = bytes_view(buffer, "message")
         if data.size < HEADER_BYTES:
             raise PayloadError(

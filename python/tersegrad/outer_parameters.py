@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .errors import InputError, StateError
 from .exchange import DTYPES
+from .in_flight import lend
 
 STATE_VERSION = 1
 NUMBERS = ("inner_step", "syncs", "skipped", "rank", "world_size", "parameters_checksum")
@@ -59,7 +60,7 @@ def broadcast_all(
         shared = tensor.detach().to(device, copy=True).contiguous()
         if shared.numel():
             flat = shared.view(-1).view(torch.uint8)  # every dtype travels as bytes
-            dist.broadcast(flat, dist.get_global_rank(group, 0), group)
+            dist.broadcast(lend(flat), dist.get_global_rank(group, 0), group)
             tensor.data.copy_(shared)
             sent += flat.numel()
     return sent

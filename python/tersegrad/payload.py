@@ -17,9 +17,10 @@ from .buffers import (
     bytes_view,
     is_tensor,
     like,
-    view,
+    shape_and_dtype,
 )
 from .codec import ENTRY_LIMIT, PARAMETER_BYTES, Codec, check_body_size, codec_by_id
+from .device import as_tensor, of
 from .errors import CodecError, PayloadError
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Payload:
         return Payload.from_bytes, (bytes(self),)
 
     def __bytes__(self) -> bytes:
+        body = self._body
         head = _HEAD.pack(
             MAGIC,
             VERSION,
@@ -107,11 +109,11 @@ class Payload:
             DTYPE_CODES[self.dtype],
             len(self.shape),
             self.codec._wire_params(math.prod(self.shape), self.step),
-            self._body.size,
+            body.size,
         )
         shape = struct.pack(f"<{len(self.shape)}Q", *self.shape)
-        checksum = _core.crc32c(self._body, _core.crc32c(head + shape))
-        return b"".join((head, CHECKSUM.pack(checksum), shape, self._body.data))
+        checksum = _core.crc32c(body, _core.crc32c(head + shape))
+        return b"".join((head, CHECKSUM.pack(checksum), shape, body.data))
 
     @classmethod
     def from_bytes(cls, buffer: Any, *, expect: AnyArray | None = None) -> Payload:
@@ -129,6 +131,12 @@ class Payload:
         PayloadError
             If the buffer is truncated, extended, damaged or forged; the message says what is wrong.
         """
+        if of(buffer) is not None:  # its header and checksum are for the host
+            from .device.payload import upload
+
+            buffer = as_tensor(buffer)
+            payload = cls.from_bytes(bytes_view(buffer.cpu().numpy(), "payload"), expect=expect)
+            return upload(payload, buffer.device)
         data = bytes_view(buffer, "payload")
         if data.size < HEADER_BYTES:
             raise PayloadError(
@@ -190,8 +198,6 @@ def check_expected(
     shape: tuple[int, ...], dtype: str, expect: AnyArray, what: str = "the payload"
 ) -> None:
     """`PayloadError` unless shape and dtype are those of `expect`."""
-    wanted = view(expect, "expect")
-    if (shape, dtype) != (wanted.shape, wanted.dtype):
-        raise PayloadError(
-            f"{what} holds {dtype} {shape}; expected was {wanted.dtype} {wanted.shape}"
-        )
+    wanted = shape_and_dtype(expect, "expect")
+    if (shape, dtype) != wanted:
+        raise PayloadError(f"{what} holds {dtype} {shape}; expected was {wanted[1]} {wanted[0]}")

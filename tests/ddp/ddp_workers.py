@@ -31,7 +31,7 @@ LEARNING_RATE = 0.1
 CODEC = tg.TopK(density=0.05, values=tg.Quantize(bits=4))
 MODULES = (
     *("exchange_scenarios", "setup_scenarios", "failure_scenarios", "option_scenarios"),
-    *("checkpoint_scenarios", "group_scenarios"),
+    *("checkpoint_scenarios", "group_scenarios", "device_scenarios", "sums_scenarios"),
 )
 Scenario = Callable[[int], Any]
 #: From a scenario's name to its result on each rank.

@@ -81,18 +81,27 @@ void try_index(Input& input, uint32_t head) {
   require(again == stream, "the stream is the one that an encoder writes");
 }
 
+// Value codecs that joined after the first five, chosen by two bits.
+constexpr ValueCodec::Kind kLaterKinds[4] = {ValueCodec::Kind::integers, ValueCodec::Kind::rotated,
+                                             ValueCodec::Kind::integers, ValueCodec::Kind::integers};
+
 Codec read_codec(Input& input, size_t n) {
   Codec codec;
   const uint32_t choice = input.byte(), shape = input.byte();
   codec.selection = static_cast<Codec::Selection>(choice & 3);
-  const IndexForm growing = shape & 64 ? IndexForm::runs : IndexForm::rice;
+  const IndexForm growing = choice & 4 ? IndexForm::runs : IndexForm::rice;
   codec.form = static_cast<int>(shape & 16 ? growing : static_cast<IndexForm>(choice >> 2 & 3));
   codec.values.kind = shape & 32 ? ValueCodec::Kind::ternary : static_cast<ValueCodec::Kind>(choice >> 4 & 3);
+  if (shape & 64) codec.values.kind = kLaterKinds[choice >> 4 & 3];
   codec.values.wire = static_cast<DType>(1 + (choice >> 6) % 3);
   const size_t block_size = size_t{64} << (shape & 3) * 2;  // 64 to 4096
   codec.values.quantized = {8 >> (shape >> 2) % 3, block_size};
   codec.values.signs = {block_size};
   codec.values.digits = {block_size};
+  const float scale = shape & 1 ? 0x1p-7f : 0x1p100f;
+  codec.values.integer = {8 << (shape >> 2) % 3, {scale, 1 / scale, 1}};
+  codec.values.rotated = {1 + static_cast<int>(choice >> 6), block_size, 0};
+  if (shape & 4) codec.values.rotated = {1, block_size, block_size / 4};
   codec.k = 1 + input.word() % (n + 1);
   if (codec.selection == Codec::Selection::chunks) {
     codec.chunk = 1 + input.word() % 4096;

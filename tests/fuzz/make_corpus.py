@@ -16,7 +16,8 @@ from tersegrad.codecs.sparse import GROWING_FORMS, INDEX_FORMS, Indexed
 HERE = Path(__file__).resolve().parent
 SELECTIONS = {tg.TopK: 1, tg.ChunkTopK: 2, tg.RandomK: 3}
 KINDS = {tg.Identity: 0, tg.Cast: 1, tg.Quantize: 2, tg.Sign: 3, tg.Ternary: 0}
-GROWS, TERNARY, RUNS = 16, 32, 64  # bits of the shape, before form and kind
+LATER_KINDS = {tg.Integers: 0, tg.Rotated: 1}
+QUARTER, GROWS, TERNARY, LATER = 4, 16, 32, 64  # bits of the shape, before form and kind
 BLOCKS = {64: 0, 256: 1, 1024: 2, 4096: 3}
 
 
@@ -30,13 +31,18 @@ def head_of(payload: tg.Payload) -> bytes:
     grows = name in GROWING_FORMS
     choice = (
         SELECTIONS.get(type(codec), 0)
-        | (0 if grows else form) << 2
-        | KINDS[type(values)] << 4
+        | (name == "runs" if grows else form) << 2
+        | (KINDS | LATER_KINDS)[type(values)] << 4
         | (wire & 3) << 6
     )
-    shape = BLOCKS[getattr(values, "block_size", 64)]
-    shape |= {8: 0, 4: 1, 2: 2}[getattr(values, "bits", 8)] << 2
-    shape |= GROWS * grows | RUNS * (name == "runs") | TERNARY * isinstance(values, tg.Ternary)
+    if isinstance(values, tg.Rotated):
+        shape = BLOCKS[values.block] | QUARTER * (values.bits == 0.25)
+        choice |= 0 if values.bits == 0.25 else int(values.bits) - 1 << 6
+    else:
+        shape = BLOCKS[getattr(values, "block_size", 64)]
+        shape |= {8: 0, 4: 1, 2: 2, 16: 1, 32: 2}[getattr(values, "bits", 8)] << 2
+    shape |= GROWS * grows | TERNARY * isinstance(values, tg.Ternary)
+    shape |= LATER * (type(values) in LATER_KINDS)
     k = getattr(codec, "k", 1)
     # 605 entries are 151 << 2 and one: the lowest bit of 151, under a mask of one.
     dtype = DTYPE_CODES[payload.dtype] - 1

@@ -70,6 +70,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "topk-runs": ("TopK", {"k": 450, "values": ("Sign", {"block_size": 64}), "indices": "runs"}),
     "topk-runs-singles": ("TopK", {"k": 64, "indices": "runs"}),
+    "integers-8": ("Integers", {"bits": 8, "scale": 0.25}),
+    "integers-16-stochastic": (
+        "Integers",
+        {"bits": 16, "scale": 2.0**-10, "addends": 16, "rounding": "stochastic", "seed": 77},
+    ),
+    "integers-32": ("Integers", {"bits": 32, "scale": 2.0**-24}),
+    "randomk-integers-16": (
+        "RandomK",
+        {"k": 111, "seed": 5, "values": ("Integers", {"bits": 16, "scale": 0.0078125})},
+    ),
+    "rotated-1-mmse": ("Rotated", {"bits": 1, "block": 256, "scale": "mmse"}),
+    "rotated-2": ("Rotated", {"bits": 2, "block": 64, "seed": 0x123456789ABCDEF0}),
+    "rotated-3": ("Rotated", {"bits": 3, "block": 256}),
+    "rotated-4": ("Rotated", {"bits": 4}),
+    "rotated-quarter": ("Rotated", {"bits": 0.25, "block": 256, "seed": 7}),
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@
 
 #include "../../csrc/codec.h"
 #include "../../csrc/dispatch.h"
+#include "../../csrc/integers/spec.h"
 #include "../../csrc/philox.h"
 
 using namespace tersegrad;
@@ -16,7 +17,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 38;
+constexpr size_t kKernels = 55;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -245,6 +246,34 @@ uint64_t quantize_family(const Kernels& kernels, size_t n) {
   return hash.state();
 }
 
+uint64_t integers_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  Floats a = finite_floats(n, 1);
+  for (size_t i = 5; i < n; i += 7) a[i] *= 0x1p20f;  // beyond every limit but that of 32 bits
+  const Noise noise{0x0123456789abcdefu, 43};
+  for (int bits : {8, 16, 32}) {
+    int slot = integer_slot(bits);
+    const float largest = bits == 32 ? 0x1.fffffep30f : static_cast<float>((1 << (bits - 1)) - 1);
+    for (float scale : {0x1p-7f, 0.37f}) {
+      const IntegerGrid grid{scale, 1 / scale, largest};
+      for (const Noise* chosen : {static_cast<const Noise*>(nullptr), &noise}) {
+        for (uint64_t first : {uint64_t{0}, uint64_t{64}, uint64_t{0xffffff40u}}) {
+          Bytes codes(n * static_cast<size_t>(bits) / 8 + 1);  // at an odd address
+          Floats lost = first == 0 ? Floats() : a, decoded(n);
+          const float* from = first == 0 ? a.data() : lost.data();
+          hash.add(kernels.to_integers[slot](from, n, grid, chosen, first, codes.data() + 1,
+                                             first == 0 ? nullptr : lost.data()));
+          hash.add(lost);
+          hash.add(codes);
+          kernels.from_integers[slot](codes.data() + 1, scale, decoded.data(), n);
+          hash.add(decoded);
+        }
+      }
+    }
+  }
+  return hash.state();
+}
+
 uint64_t sign_family(const Kernels& kernels, size_t n) {
   Hash hash;
   const Floats a = finite_floats(n, 1);
@@ -256,6 +285,33 @@ uint64_t sign_family(const Kernels& kernels, size_t n) {
   Floats decoded(n);
   kernels.unpack_signs(bits.data(), 0.3f, decoded.data(), n);
   hash.add(decoded);
+  return hash.state();
+}
+
+uint64_t rotate_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  const Noise noise{0x0123456789abcdefu, 41};
+  const Floats a = finite_floats(n, 1);
+  std::vector<uint32_t> words(4 * 64);
+  kernels.rotation_signs(noise, 0x80000010u, 4, words.data());
+  hash.add(words);
+  for (size_t power = 1; power <= n && power <= 4096; power *= 2) {
+    Floats z(power);
+    kernels.rotate(a.data() + (n - power), power, words.data(), 1984, 0.37f, z.data());
+    hash.add(z);
+    kernels.unrotate(z.data(), power, words.data(), 64, 0.125f, 1e38f);
+    hash.add(z);
+  }
+  for (int bits = 1; bits <= kRotationWidths; ++bits) {
+    Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
+    RotationSums sums{};
+    if (n > 0) sums = kernels.quantize_rotated[bits - 1](a.data(), n, codes.data());
+    for (float sum : {sums.squares, sums.products, sums.levels}) hash.add(bits_of(sum));
+    hash.add(codes);
+    Floats decoded(n);
+    kernels.dequantize_rotated[bits - 1](codes.data(), n, decoded.data());
+    hash.add(decoded);
+  }
   return hash.state();
 }
 
@@ -330,6 +386,31 @@ ValueCodec ternary_digits(size_t block_size, float threshold) {
 }
 std::vector<Codec> ternary_codecs() {
   return {dense(ternary_digits(64, 0)), dense(ternary_digits(320, 0.7f)), dense(ternary_digits(1024, 1.5f))};
+}
+ValueCodec integers_of(int bits, float scale, float limit, bool stochastic) {
+  ValueCodec values;
+  values.kind = Kind::integers;
+  values.integer = {bits, {scale, 1 / scale, limit}};
+  values.stochastic = stochastic;
+  values.seed = 0x0123456789abcdefu;
+  return values;
+}
+std::vector<Codec> integers_codecs() {
+  return {dense(integers_of(8, 0x1p-4f, 127, false)), dense(integers_of(16, 0.01f, 2047, true)),
+          dense(integers_of(32, 0x1p-20f, 0x1p24f, true)),
+          sparse(Selection::random, 0.1, 0, integers_of(16, 0x1p-7f, 32767, false))};
+}
+ValueCodec rotated(int bits, size_t block_size, size_t kept, bool unbiased) {
+  ValueCodec values;
+  values.kind = Kind::rotated;
+  values.rotated = {bits, block_size, kept};
+  values.unbiased = unbiased;
+  values.seed = 0x0123456789abcdefu;
+  return values;
+}
+std::vector<Codec> rotate_codecs() {
+  return {dense(rotated(1, 64, 0, true)), dense(rotated(2, 512, 0, false)), dense(rotated(3, 4096, 0, true)),
+          dense(rotated(4, 65536, 0, true)), dense(rotated(1, 1024, 300, true))};
 }
 std::vector<Codec> sign_codecs() { return {dense(signs(64)), dense(signs(320)), dense(signs(1024))}; }
 std::vector<Codec> topk_codecs() {
@@ -443,7 +524,9 @@ int main() {
   const Family families[] = {{"cast", cast_family, cast_codecs()},
                              {"topk", topk_family, topk_codecs()},
                              {"quantize", quantize_family, quantize_codecs()},
+                             {"integers", integers_family, integers_codecs()},
                              {"sign", sign_family, sign_codecs()},
+                             {"rotate", rotate_family, rotate_codecs()},
                              {"ternary", nullptr, ternary_codecs()},
                              {"index", nullptr, index_codecs()},
                              {"rice", nullptr, rice_codecs()},

@@ -2,8 +2,10 @@
 
 from .cast import Cast, Identity
 from .chunk_topk import ChunkTopK
+from .integers import Integers
 from .quantize import Quantize
 from .random_k import RandomK
+from .rotated import Rotated
 from .sign import Sign
 from .ternary import Ternary
 from .topk import TopK
@@ -13,8 +15,10 @@ __all__ = [
     "Cast",
     "ChunkTopK",
     "Identity",
+    "Integers",
     "Quantize",
     "RandomK",
+    "Rotated",
     "Sign",
     "Ternary",
     "TopK",

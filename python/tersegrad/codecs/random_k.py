@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .. import _core
@@ -52,6 +53,15 @@ class RandomK(Sparse, id=7):
 
     def _indices(self, body: Bytes, n: int, step: int) -> Indices:
         return _core.draw_index(n, self._native.survivors(n), self.seed, step)
+
+    # Of one seed and step, the same entries survive.
+
+    @property
+    def is_additive(self) -> bool:  # type: ignore[override]
+        return self._value_codec.is_additive
+
+    def _sum_bodies(self, bodies: Sequence[Bytes], dtype: str, wrap: bool) -> Bytes:
+        return self._value_codec._sum_bodies(bodies, dtype, wrap)
 
     def _wire_params(self, n: int, step: int) -> bytes:
         return _WIRE.pack(self._native.survivors(n), self.seed, step, self._value_word())

@@ -6,16 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
-from .. import _core
-from ..buffers import View, bytes_view, view
-from ..codec import encode
-from ..errors import InputError
 from .layout import Layout, Piece, Slot
 from .memory import Memory
-from .message import ABSENT, NON_FINITE, SENT, write_head
 from .momentum import MomentumCorrection
 from .scratch import Scratch
 
@@ -64,118 +58,99 @@ class Coder:
 
         A failure travels in its head, so that every rank raises instead of waiting for this one.
         """
-        layout = task.layout
-        marks = bytearray(len(layout.slots))
+        layout, engine = task.layout, task.layout.engine
+        marks = engine.new_marks(layout, "marks")
         try:
             self.clip(task)
-            own, gradients = bytes_view(task.own, "message"), view(task.buffer)
+            own, gradients = engine.bytes(task.own), engine.entries(task.buffer)
             for slot in layout.slots:
-                marks[slot.index] = self._encode_slot(task, slot, gradients, own)
+                self._encode_slot(task, slot, gradients, own, marks)
         except Exception as error:
             task.failure = f"{type(error).__name__}: {error}"
         for section in layout.sections:
-            message = task.own[section.start : section.start + section.size]
-            failed = task.failure is not None
-            write_head(message, layout.checksum, task.step, bytes(marks), failed)
+            marks.write_head(task.own[section.start : section.start + section.size], task)
 
-    def _encode_slot(self, task: Task, slot: Slot, gradients: View, own: Any) -> int:
-        gradient = gradients.array[slot.entries]
+    def _encode_slot(self, task: Task, slot: Slot, gradients: Any, own: Any, marks: Any) -> None:
+        engine = task.layout.engine
+        gradient = gradients[slot.entries]
         source, residual = gradient, None
         if self.error_feedback and not slot.dense:
-            if _is_zero(gradient, task.buffer[slot.entries]):
-                return ABSENT
-            residual = view(self.memory.touch(slot.entry.residual_of()).now).array
+            if marks.is_absent(slot, gradient, task.buffer[slot.entries]):
+                return
+            residual = engine.entries(self.memory.touch(slot.entry.residual_of()).now)
             if self.momentum is not None:
                 raw = task.buffer[slot.entries]
-                source = view(self.momentum.step(self.memory, slot.entry, raw)).array
+                source = engine.entries(self.momentum.step(self.memory, slot.entry, raw))
+                marks.settle_velocity(slot, slot.entry.velocity_of())
         for piece in slot.pieces:
-            piece.call.step = task.random_step
-            finite = encode(
-                View(source[piece.inside], task.layout.dtype, (), "torch"),
-                slot.encoder,
+            finite = marks.encode(
+                slot,
+                piece,
+                source[piece.inside],
                 own[task.layout.place(slot, piece)],
                 None if residual is None else residual[piece.inside],
-                piece.call,
-                checked=self.memory.rollback,
+                task,
+                self.memory.rollback,
+                gradient,
             )
             if not finite:
-                if residual is not None and _core.all_finite(gradient):
-                    raise InputError(
-                        "a gradient is finite but with its residual or velocity it is not: call state.reset()"
-                    )
-                return NON_FINITE
+                return
         if residual is not None and self.momentum is not None and self.momentum.masking:
             self._mask(task, slot, own)
-        return SENT
 
     def _mask(self, task: Task, slot: Slot, own: Any) -> None:
         """Stop the velocity of what was sent."""
         velocity = slot.entry.velocity
         if velocity is None or not slot.codec.is_sparse:
             return
+        engine = task.layout.engine
         for piece in slot.pieces:
-            sent = np.zeros(piece.part.stop - piece.part.start, np.float32)
+            sent = torch.zeros(piece.part.stop - piece.part.start, device=task.buffer.device)
             body = own[task.layout.place(slot, piece)]
-            slot.codec._decompress(
-                body, task.layout.dtype, task.random_step, sent, False, 1.0, True
-            )
-            velocity.now[piece.inside].masked_fill_(torch.from_numpy(sent != 0), 0.0)
+            engine.decode(slot, body, task, engine.entries(sent), False, 1.0)
+            velocity.now[piece.inside].masked_fill_(sent != 0, 0.0)
 
     # --- After it. ---
 
     def add_up(
-        self, task: Task, slot: Slot, piece: Piece, bodies: Sequence[Any], total: torch.Tensor
+        self,
+        task: Task,
+        slot: Slot,
+        piece: Piece,
+        bodies: Sequence[Any],
+        verdict: Any,
+        total: torch.Tensor,
     ) -> None:
-        """Leave in `total`, float32, the mean of the bodies, each given with its rank's mark.
+        """Leave in `total`, float32, the mean of the bodies that count.
 
         Every rank adds the same bits in rank order: replicas stay identical.
         """
-        total.zero_()
-        out = view(total).array
-        for mark, message in bodies:
-            if mark == SENT:
-                slot.codec._decompress(
-                    message[piece.body],
-                    task.layout.dtype,
-                    task.random_step,
-                    out,
-                    True,
-                    1.0 / task.layout.world_size,
-                    False,
-                )
+        engine = task.layout.engine
+        verdict.begin(slot, total)
+        out = engine.entries(total)
+        for message in verdict.sent(slot, bodies):
+            share = 1.0 / task.layout.world_size
+            engine.decode(slot, message[piece.body], task, out, True, share)
 
-    def send_on(self, task: Task, slot: Slot, piece: Piece, total: torch.Tensor, out: Any) -> int:
+    def send_on(
+        self, task: Task, slot: Slot, piece: Piece, total: torch.Tensor, out: Any, fates: Any
+    ) -> None:
         """Encode the mean that this rank owns, into the section `out`."""
-        residual = None
+        engine, residual = task.layout.engine, None
         if self.error_feedback and not slot.dense:
             second = slot.entry.second_of(piece.part, task.layout.world_size)
-            residual = view(self.memory.touch(second).now).array
-        piece.second_call.step = task.random_step
-        mean = View(view(total).array, task.layout.dtype, (), "torch")
+            residual = engine.entries(self.memory.touch(second).now)
         body = out[piece.body]
-        finite = encode(
-            mean, slot.second_encoder, body, residual, piece.second_call, self.memory.rollback
+        fates.encode_mean(
+            slot, piece, engine.entries(total), body, residual, task, self.memory.rollback
         )
-        return SENT if finite else NON_FINITE
 
-    def finish(self, task: Task, lost: Sequence[Slot]) -> torch.Tensor:
-        """What is done to a bucket that holds the mean; `lost` are the parameters that are NaN."""
-        for slot in lost:
-            task.buffer[slot.entries].fill_(float("nan"))
-        if lost:
-            self.memory.spoiled = True
-            task.layout.counters.add(nonfinite=len(lost))
+    def finish(self, task: Task, verdict: Any) -> torch.Tensor:
+        """What is done to a bucket that holds the mean: the parameters that are lost become NaN."""
+        verdict.close(task, self.memory)
         if self.momentum is not None:
             for slot in task.layout.slots:
-                if slot not in lost and (slot.dense or task.layout.form == "dense"):
+                if not verdict.skips(slot) and (slot.dense or task.layout.form == "dense"):
                     mean = task.buffer[slot.entries]
                     mean.copy_(self.momentum.step(self.memory, slot.entry, mean))
         return task.buffer
-
-
-def _is_zero(values: Any, tensor: torch.Tensor) -> bool:
-    """Whether every entry is zero. Most are found not to be at once."""
-    first = values[:256]
-    if (first & 0x7FFF if first.dtype == np.uint16 else first).any():
-        return False
-    return float(tensor.amax()) == 0 == float(tensor.amin())

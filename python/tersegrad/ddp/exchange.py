@@ -11,12 +11,9 @@ from typing import Any
 
 import torch
 
-from .. import _core
-from ..buffers import bytes_view, view
 from .coding import Coder, Task
 from .groups import Group, all_gather, all_reduce, all_to_all
-from .layout import Layout, Slot
-from .message import ABSENT, NON_FINITE, SENT, read_heads, write_head
+from .layout import Layout
 
 
 class Stopwatch:
@@ -50,11 +47,7 @@ class Dense:
         watch = Stopwatch()
         self.work.wait()
         counters.waited(watch())
-        lost = []
-        if not _all_finite(task.buffer):
-            slots = task.layout.slots
-            lost = [slot for slot in slots if not _all_finite(task.buffer[slot.entries])]
-        mean = self.coder.finish(task, lost)
+        mean = self.coder.finish(task, task.layout.engine.find_lost(task))
         counters.add(decode_seconds=watch())
         return mean
 
@@ -81,21 +74,20 @@ class AllGather:
         watch = Stopwatch()
         self.work.wait()
         counters.waited(watch())
-        messages = self.gathered.view(task.layout.world_size, -1)
-        marks = heads_of(task, messages)
-        lost, bodies = lost_in(task, marks), [bytes_view(m, "message") for m in messages]
+        messages, engine = self.gathered.view(task.layout.world_size, -1), task.layout.engine
+        verdict = engine.judge(task, messages)
+        bodies = [engine.bytes(message) for message in messages]
         for slot, piece in task.layout.sections[0].pieces:
-            if slot in lost:
+            if verdict.skips(slot):
                 continue
             mean = task.buffer[piece.entries]
             total = mean
             if mean.dtype != torch.float32:
                 total = self._floats(task.layout)[: mean.numel()]
-            pairs = [(mark[slot.index], body) for mark, body in zip(marks, bodies, strict=True)]
-            self.coder.add_up(task, slot, piece, pairs, total)
+            self.coder.add_up(task, slot, piece, bodies, verdict, total)
             if total is not mean:
                 mean.copy_(total)
-        result = self.coder.finish(task, lost)
+        result = self.coder.finish(task, verdict)
         counters.add(decode_seconds=watch())
         return result
 
@@ -133,59 +125,49 @@ class TwoStep(AllGather):
         self.work.wait()
         counters.waited(watch())
         messages = self.received.view(layout.world_size, -1)
-        marks = heads_of(task, messages)
-        lost = lost_in(task, marks)
+        verdict = layout.engine.judge(task, messages)
         means = self._bytes("means", layout.world_size * layout.section_bytes)
         own = self._bytes("own mean", layout.section_bytes)
-        self._send_on(own, messages, marks, lost)
+        self._send_on(own, messages, verdict)
         counters.add(compress_seconds=watch())
         counters.begin(sent=own.numel(), received=(layout.world_size - 1) * own.numel())
         all_gather(group, means, own).wait()
         counters.waited(watch())
-        result = self._decode(means.view(layout.world_size, -1), lost)
+        result = self._decode(means.view(layout.world_size, -1), verdict)
         counters.add(decode_seconds=watch())
         return result
 
-    def _send_on(
-        self, own: torch.Tensor, messages: torch.Tensor, marks: list[bytes], lost: list[Slot]
-    ) -> None:
-        task, layout = self.task, self.task.layout
-        fates = bytearray([ABSENT]) * len(layout.slots)
+    def _send_on(self, own: torch.Tensor, messages: torch.Tensor, verdict: Any) -> None:
+        task, layout, engine = self.task, self.task.layout, self.task.layout.engine
+        fates = engine.new_marks(layout, "fates", verdict)
         try:
-            bodies, out = [bytes_view(m, "message") for m in messages], bytes_view(own, "message")
+            bodies, out = [engine.bytes(message) for message in messages], engine.bytes(own)
             for slot, piece in layout.sections[layout.rank].pieces:
-                pairs = [(mark[slot.index], body) for mark, body in zip(marks, bodies, strict=True)]
-                if slot in lost or all(mark == ABSENT for mark, _ in pairs):
+                if verdict.skips_mean(slot):
                     continue
                 total = self._floats(layout)[: piece.part.stop - piece.part.start]
-                self.coder.add_up(task, slot, piece, pairs, total)
-                fates[slot.index] = self.coder.send_on(task, slot, piece, total, out)
+                self.coder.add_up(task, slot, piece, bodies, verdict, total)
+                self.coder.send_on(task, slot, piece, total, out, fates)
         except Exception as error:
             task.failure = f"{type(error).__name__}: {error}"
-        failed = task.failure is not None
-        write_head(own, layout.checksum, task.step, bytes(fates), failed)
+        fates.write_head(own, task)
 
-    def _decode(self, means: torch.Tensor, lost: list[Slot]) -> torch.Tensor:
-        task, layout = self.task, self.task.layout
-        fates = heads_of(task, means)
-        lost = [*lost, *(slot for slot in lost_in(task, fates) if slot not in lost)]
-        target = view(task.buffer)
-        for section, fate, mean in zip(layout.sections, fates, means, strict=True):
-            body = bytes_view(mean, "message")
+    def _decode(self, means: torch.Tensor, verdict: Any) -> torch.Tensor:
+        task, layout, engine = self.task, self.task.layout, self.task.layout.engine
+        verdict = engine.judge(task, means, verdict)
+        target = engine.entries(task.buffer)
+        for owner, (section, mean) in enumerate(zip(layout.sections, means, strict=True)):
+            body = engine.bytes(mean)
             for slot, piece in section.pieces:
-                if fate[slot.index] == SENT:
-                    slot.codec._decompress(
-                        body[piece.body],
-                        layout.dtype,
-                        task.random_step,
-                        target.array[piece.entries],
-                        False,
-                        1.0,
-                        False,
-                    )
-                else:
-                    task.buffer[piece.entries].zero_()
-        return self.coder.finish(task, lost)
+                verdict.place_mean(
+                    slot,
+                    owner,
+                    body[piece.body],
+                    task,
+                    task.buffer[piece.entries],
+                    target[piece.entries],
+                )
+        return self.coder.finish(task, verdict)
 
 
 EXCHANGES: dict[str, Any] = {"dense": Dense, "all_gather": AllGather, "two_step": TwoStep}
@@ -194,22 +176,3 @@ EXCHANGES: dict[str, Any] = {"dense": Dense, "all_gather": AllGather, "two_step"
 def dense_received_bytes(layout: Layout) -> int:
     """What a rank gets in a ring all-reduce of a bucket."""
     return 2 * layout.dense_bytes * (layout.world_size - 1) // layout.world_size
-
-
-def heads_of(task: Task, messages: torch.Tensor) -> list[bytes]:
-    layout = task.layout
-    rows = list(messages)
-    return read_heads(rows, len(layout.slots), layout.checksum, task.step, task.failure)
-
-
-def lost_in(task: Task, marks: list[bytes]) -> list[Slot]:
-    """The parameters that some rank could not send because they are not finite."""
-    return [
-        slot for slot in task.layout.slots if any(mark[slot.index] == NON_FINITE for mark in marks)
-    ]
-
-
-def _all_finite(values: torch.Tensor) -> bool:
-    if values.device.type == "cpu":
-        return _core.all_finite(view(values).array)
-    return bool(values.isfinite().all())

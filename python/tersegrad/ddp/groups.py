@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from ..errors import StateError
+from ..in_flight import lend
 
 Group: TypeAlias = Any  # a ProcessGroup, or the gloo backend that is the worker's copy of one
 GroupOrPair: TypeAlias = Any  # None, a ProcessGroup, or a pair of them
@@ -137,17 +138,19 @@ def agree(group: Group, device: torch.device, facts: dict[str, Any]) -> int:
 
 
 def all_reduce(group: Group, buffer: torch.Tensor) -> Any:
+    lent = lend(buffer)
     if isinstance(group, dist.ProcessGroup):
-        return dist.all_reduce(buffer, group=group, async_op=True)
-    return group.allreduce([buffer])
+        return dist.all_reduce(lent, group=group, async_op=True)
+    return group.allreduce([lent])
 
 
 def all_gather(group: Group, gathered: torch.Tensor, own: torch.Tensor) -> Any:
+    lent = lend(gathered), lend(own)
     if isinstance(group, dist.ProcessGroup):
         # By the name that this torch does not warn about.
         newer = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        return newer(gathered, own, group=group, async_op=True)
-    return group._allgather_base(gathered, own)
+        return newer(*lent, group=group, async_op=True)
+    return group._allgather_base(*lent)
 
 
 def all_to_all(
@@ -157,16 +160,16 @@ def all_to_all(
     received_sizes: list[int],
     own_sizes: list[int],
 ) -> Any:
+    arguments = lend(received), lend(own), received_sizes, own_sizes
     if isinstance(group, dist.ProcessGroup):
-        return dist.all_to_all_single(
-            received, own, received_sizes, own_sizes, group=group, async_op=True
-        )
-    return group.alltoall_base(received, own, received_sizes, own_sizes)
+        return dist.all_to_all_single(*arguments, group=group, async_op=True)
+    return group.alltoall_base(*arguments)
 
 
 def broadcast(group: Group, tensor: torch.Tensor) -> Any:
     """From rank 0 of the group."""
+    lent = lend(tensor)
     if isinstance(group, dist.ProcessGroup):
         source = dist.get_global_rank(group, 0)
-        return dist.broadcast(tensor, source, group=group, async_op=True)
-    return group.broadcast(tensor, 0)
+        return dist.broadcast(lent, source, group=group, async_op=True)
+    return group.broadcast(lent, 0)

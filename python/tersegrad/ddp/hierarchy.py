@@ -33,6 +33,8 @@ def through_leader(
         except Exception as raised:
             error = raised
         told[0], told[1] = int(error is not None), int(memory.spoiled)
+        if memory.ledger is not None:
+            told[1:].add_(memory.ledger.spoiled)
     broadcast(inside, told).wait()
     failed, spoiled = told.tolist()
     if error is not None:

@@ -13,6 +13,7 @@ from .. import Codec, Identity
 from ..codec import Call
 from ..errors import StateError
 from ..exchange import DTYPES, own_noise
+from .engine import engine_of
 from .memory import Entry, Memory, Part
 from .message import head_bytes
 from .telemetry import Counters
@@ -103,6 +104,7 @@ class Layout:
         self.device = buffer.device
         self.dense_bytes = buffer.numel() * buffer.element_size()
         self.counters = Counters(counters)
+        self.engine: Any = engine_of(buffer)
         self.slots: list[Slot] = []
         entry = 0
         for parameter in parameters:
@@ -115,13 +117,14 @@ class Layout:
             entry += n
         if entry != buffer.numel():
             raise StateError(f"a bucket of {buffer.numel()} entries for {entry} parameter entries")
-        self.head_bytes = head_bytes(len(self.slots))
+        self.head_bytes = self._aligned(head_bytes(len(self.slots)))
         self.sections: list[Section] = []
         if form in ("all_gather", "two_step"):
             self._place_bodies(memory)
         self.section_bytes = max((section.size for section in self.sections), default=0)
         self.message_bytes = sum(section.size for section in self.sections)
         self.checksum = zlib.crc32(repr(self._facts()).encode())
+        self.engine.prepare(self)
 
     def _place_bodies(self, memory: Memory) -> None:
         two_step = self.form == "two_step"
@@ -138,11 +141,16 @@ class Layout:
                 piece = Piece(part, entries, body)
                 slot.pieces.append(piece)
                 owned[part.owner].append((slot, piece))
-                sizes[part.owner] += size
+                sizes[part.owner] = self._aligned(body.stop)
         start = 0
         for size, pieces in zip(sizes, owned, strict=True):
             self.sections.append(Section(start, size, pieces))
             start += size
+
+    def _aligned(self, size: int) -> int:
+        """Where the next body begins, after so many bytes."""
+        alignment: int = self.engine.alignment
+        return -(-size // alignment) * alignment
 
     def place(self, slot: Slot, piece: Piece) -> slice:
         """Of a body, in the message of all sections."""

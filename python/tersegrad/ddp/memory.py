@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import StateError
+from .ledger import Ledger
 
 #: A parameter of fewer entries than twice this has one owner in the two-step exchange.
 PART_ENTRIES = 4096
@@ -128,6 +129,7 @@ class Memory:
         self.rollback = rollback
         self.bound = False
         self.spoiled = False  # the open step met a number that is not finite, on some rank
+        self.ledger: Ledger | None = None  # for gradients on a device, which knows whether it did
         self._touched: list[Kept] = []
         self._entries: dict[int, Entry] = {}
         self._plans: dict[int, tuple[list[int], dict[int, list[Part]]]] = {}
@@ -168,11 +170,13 @@ class Memory:
         return before, kept.now
 
     def settle(self) -> bool:
-        """Close the step: whether it was undone because it was spoiled."""
+        """Close the step: whether it was undone because it was spoiled, as far as the host knows."""
         undone = self.spoiled
         if undone and self.rollback:
             for kept in self._touched:
                 kept.restore()
+        if self.ledger is not None:
+            self.ledger.settle(() if undone or not self.rollback else self._touched, undone)
         self._touched.clear()
         self.spoiled = False
         return undone

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..device import of
 from ..errors import StateError
 from .memory import Entry, Memory
 
@@ -59,7 +60,11 @@ class MomentumCorrection:
         if self.clip_norm is None:
             return
         limit = self.clip_norm * scale / math.sqrt(world_size)
-        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        length = torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        if of(gradient) is not None:  # without waiting for the norm
+            gradient.mul_((limit / length).clamp_(max=1))
+            return
+        norm = float(length)
         if norm > limit:
             gradient.mul_(limit / norm)
 

@@ -87,25 +87,27 @@ class Reducer:
         layout, buffer = task.layout, task.buffer
         if layout.form == "noop":
             return self._worker.run(lambda: buffer, buffer.device, beside=False)
-        exchange = EXCHANGES[layout.form](self.coder, task)
+        exchange, engine = EXCHANGES[layout.form](self.coder, task), layout.engine
         facts = None if layout.agreed else self._facts(task.step, layout.checksum)
         compare = partial(_compare, task, facts)
         layout.agreed = True
-        if not groups.nodes:
-            compare(groups.hook)
-            exchange.start(groups.hook)
-            later = groups.copy("hook", buffer.device) if layout.form == "two_step" else None
-            job = partial(exchange.finish, later)
-        else:
-            inside = groups.copy("hook", buffer.device)
-            leads = None
-            if groups.exchange is not None:
-                between = groups.copy("exchange", buffer.device)
-                leads = partial(_exchange_between, exchange, between, compare)
-            work = start_inside(buffer, groups)
-            job = partial(through_leader, buffer, work, inside, leads, self.coder.memory)
+        with engine.fence(buffer.device):
+            if not groups.nodes:
+                compare(groups.hook)
+                exchange.start(groups.hook)
+                later = groups.copy("hook", buffer.device) if layout.form == "two_step" else None
+                job = partial(exchange.finish, later)
+            else:
+                inside = groups.copy("hook", buffer.device)
+                leads = None
+                if groups.exchange is not None:
+                    between = groups.copy("exchange", buffer.device)
+                    leads = partial(_exchange_between, exchange, between, compare)
+                work = start_inside(buffer, groups)
+                job = partial(through_leader, buffer, work, inside, leads, self.coder.memory)
         beside = groups.has_gloo(buffer.device)
-        return self._worker.run(partial(_guarded, self.coder.memory, job), buffer.device, beside)
+        guarded = partial(_guarded, self.coder.memory, engine.fenced(buffer.device, job))
+        return self._worker.run(guarded, buffer.device, beside)
 
     def _tell_failure(self, groups: Groups, device: torch.device, step: int) -> None:
         """Ranks that could plan the bucket find out here that this one could not."""

@@ -15,6 +15,7 @@ from ..errors import InputError, StateError
 from . import checkpoint
 from .coding import Coder
 from .groups import GroupOrPair, Groups
+from .ledger import NONFINITE, SKIPPED
 from .memory import Entry, Memory, norm_of
 from .momentum import MomentumCorrection
 from .reducer import Exchange, Reducer
@@ -126,7 +127,7 @@ class CompressionState:
         self.scaler = scaler
         self.error_feedback = error_feedback
         self.step = 0
-        self.skipped = 0
+        self._skipped = 0  # as far as the host knows
         self._lost: tuple[str, ...] = ()  # what a copy has not
         self._whole_group: dist.ProcessGroup | None = None
         self._memory = Memory(rollback)
@@ -165,7 +166,9 @@ class CompressionState:
         return future
 
     def _begin_step(self) -> None:
-        self.settle()
+        self._close_step()
+        if self._memory.ledger is not None:
+            self._memory.ledger.poll()
         if "scaler" in self._lost and self.scaler is None:
             raise StateError("a copied state has no scaler: set state.scaler")
         scale = 1.0 if self.scaler is None else float(self.scaler.get_scale())
@@ -182,10 +185,25 @@ class CompressionState:
     def settle(self) -> None:
         """Undo the last step if any gradient of any rank was not finite in it.
 
-        Called by itself before the next step begins and before anything is read or saved.
+        Called by itself before the next step begins and before anything is read or saved. Where gradients lie on a device, the first
+        of these leaves the decision to the device; the others wait for it, and raise `StateError` if a rank's message did not fit.
         """
-        if self._memory.settle():
-            self.skipped += 1
+        self._close_step()
+        if self._memory.ledger is not None:
+            self._memory.ledger.check()
+
+    def _close_step(self) -> None:
+        self._skipped += self._memory.settle()
+
+    @property
+    def skipped(self) -> int:
+        """Steps undone since training began."""
+        ledger = self._memory.ledger
+        return self._skipped + (0 if ledger is None else ledger.read(SKIPPED))
+
+    @skipped.setter
+    def skipped(self, steps: int) -> None:
+        self._skipped += steps - self.skipped
 
     def _group(self) -> GroupOrPair:
         if self.process_group is None and "process_group" in self._lost:
@@ -280,6 +298,7 @@ class CompressionState:
             lost.add("scaler")
         kept = {**self.__dict__, "process_group": None, "scaler": None, "_lost": tuple(lost)}
         kept["_whole_group"] = None
+        kept["_skipped"] = self.skipped
         kept["_reporter"] = Reporter(
             self._reporter.log_every if self._reporter.writer is None else 0, None
         )
@@ -309,6 +328,8 @@ class CompressionState:
         """
         self.settle()
         stats: dict[str, Any] = self._counters.summary()
+        if self._memory.ledger is not None:
+            stats["nonfinite"] += self._memory.ledger.read(NONFINITE)
         steps = stats["steps"]
         stats["sent_bytes_per_step"] = stats["sent_bytes"] / steps if steps else 0.0
         stats["skipped_steps"] = self.skipped
@@ -330,6 +351,8 @@ class CompressionState:
     def reset_stats(self) -> None:
         """Start the counters again; `step` and `skipped`, which checkpoints hold, go on."""
         self._counters.reset()
+        if self._memory.ledger is not None:
+            self._memory.ledger.reset(NONFINITE)
         for layout in self._reducer.layouts.values():
             layout.counters.reset()
 

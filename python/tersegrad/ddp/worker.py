@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from .. import in_flight  # noqa: F401  (registered before _join, so run after it)
+
 Jobs: TypeAlias = "queue.SimpleQueue[torch.futures.Future[None] | None]"
 
 #: How long the end of the program waits for a thread that may be stuck in a collective.

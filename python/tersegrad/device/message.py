@@ -1,0 +1,228 @@
+"""Messages that lie on the device: `compress_many` and `decompress_many` of its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..buffers import Bytes, Kind
+from ..codec import Call, Codec, check_codec
+from ..errors import InputError, NonFiniteError
+from ..message import Message
+from .backend import (
+    ALIGNMENT,
+    NOT_FINITE,
+    SUM_NOT_FINITE,
+    Backend,
+    as_tensor,
+    backend_for,
+    dtype_of,
+    of,
+)
+from .payload import flat, flat_residual, writable
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceMessage(Message):
+    """A message whose bodies lie on the device, in one piece of memory.
+
+    As with `DevicePayload`, ``bytes(message)`` and `skipped` wait for the device and report inputs that were not finite.
+    """
+
+    __slots__ = ("_arena", "_on_device", "_starts", "nonfinite")
+
+    def __init__(
+        self,
+        backend: Backend,
+        codecs: Sequence[Codec],
+        dtypes: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        device: torch.device,
+        step: int,
+        nonfinite: str,
+    ) -> None:
+        import torch
+
+        self.codecs, self.dtypes, self.shapes = tuple(codecs), tuple(dtypes), tuple(shapes)
+        self.step, self.nonfinite, self._on_device = step, nonfinite, backend
+        self._kind: Kind = "torch"
+        self._starts, self._sizes = [], []
+        end = 0
+        for codec, dtype, shape in zip(codecs, dtypes, shapes, strict=True):
+            self._starts.append(end)
+            self._sizes.append(codec.body_size(math.prod(shape), dtype))
+            end += -(-self._sizes[-1] // ALIGNMENT) * ALIGNMENT
+        self._starts.append(end)
+        # The bodies, each at a multiple of ALIGNMENT, then their statuses.
+        self._arena = torch.empty(end + 4 * len(shapes), dtype=torch.uint8, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bodies lie."""
+        return self._arena.device
+
+    @property
+    def statuses(self) -> torch.Tensor:
+        """How each tensor fared: int32, on the device."""
+        import torch
+
+        return self._arena[self._starts[-1] :].view(torch.int32)
+
+    def body_at(self, position: int) -> torch.Tensor:
+        start = self._starts[position]
+        return self._arena[start : start + self._sizes[position]]
+
+    @property
+    def nbytes(self) -> int:
+        return self._head_bytes() + sum(self._sizes)
+
+    # What follows waits for the device.
+
+    @property
+    def skipped(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self._judge(self.statuses.cpu().numpy())
+
+    def check(self) -> None:
+        """Wait for the device, and raise what `compress_many` on the host would have raised."""
+        self._judge(self.statuses.cpu().numpy())
+
+    def _judge(self, statuses: Any) -> tuple[int, ...]:
+        if self.nonfinite != "reset" and (sums := np.flatnonzero(statuses == SUM_NOT_FINITE)).size:
+            raise InputError(
+                f"tensors {sums.tolist()} are finite but their sums with the residuals are not: a residual held an infinity or NaN, "
+                "or a sum exceeds float32; reset the residuals of this call"
+            )
+        bad = tuple(np.flatnonzero(statuses >= NOT_FINITE).tolist())
+        if bad and self.nonfinite == "reset":
+            raise NonFiniteError(
+                f"tensors {list(bad)} or their residuals held an infinity or NaN; these residuals were set to zero"
+            )
+        if bad and self.nonfinite == "error":
+            raise NonFiniteError(
+                f"tensors {list(bad)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
+            )
+        return bad
+
+    @property
+    def _bodies(self) -> Bytes:  # type: ignore[override]
+        host = self._arena.cpu().numpy()
+        self._judge(host[self._starts[-1] :].view(np.int32))
+        pairs = zip(self._starts, self._sizes, strict=False)
+        return np.concatenate([host[:0], *(host[start : start + size] for start, size in pairs)])
+
+
+def pack(
+    backend: Backend,
+    tensors: Sequence[Any],
+    codecs: Sequence[Codec],
+    residuals: Sequence[Any],
+    nonfinite: str,
+    step: int,
+    calls: Sequence[Call],
+) -> DeviceMessage:
+    """`compress_many` of tensors on one device: one encode after the other, on one stream."""
+    xs = [as_tensor(x) for x in tensors]
+    elsewhere = {str(x.device) for x in xs if of(x) is not None and x.device != xs[0].device}
+    if elsewhere or any(of(x) is None for x in xs):
+        raise InputError(
+            f"the tensors of one message must all be on one device, not on {xs[0].device} and elsewhere"
+        )
+    for codec in {id(codec): codec for codec in codecs}.values():
+        backend.check(check_codec(codec))
+    sources = [flat(x, f"tensor {position}") for position, x in enumerate(xs)]
+    kept = [
+        None if residual is None else flat_residual(as_tensor(residual), x)
+        for residual, x in zip(residuals, xs, strict=True)
+    ]
+    dtypes, shapes = [dtype_of(x) for x in xs], [tuple(x.shape) for x in xs]
+    message = DeviceMessage(backend, codecs, dtypes, shapes, xs[0].device, step, nonfinite)
+    statuses = message.statuses
+    bad = skip = None
+    if nonfinite == "error" and any(residual is not None for residual in kept):
+        # One that is not finite keeps all residuals as they were.
+        bad = statuses.new_zeros(len(sources))
+        for position, source in enumerate(sources):
+            backend.not_finite(source, bad[position : position + 1])
+        skip = bad.amax(0, keepdim=True)
+    for position, (source, codec, residual, call) in enumerate(
+        zip(sources, codecs, kept, calls, strict=True)
+    ):
+        status = statuses[position : position + 1]
+        body = message.body_at(position)
+        backend.encode(
+            codec,
+            source,
+            dtypes[position],
+            body,
+            status,
+            residual,
+            step=step,
+            call=call,
+            checked=nonfinite == "reset",
+            skip=skip,
+        )
+        if nonfinite == "reset" and residual is not None:
+            backend.zero_if(status, residual)
+    if bad is not None:
+        statuses.add_(bad)  # the skipped ones that were not finite: from ABSENT to NOT_FINITE
+    return message
+
+
+def decompress_many(
+    message: DeviceMessage, out: Sequence[Any] | None, accumulate: bool, scale: float
+) -> list[Any]:
+    """`tersegrad.decompress_many` of a message on the device, to the device."""
+    import torch
+
+    results: list[Any] = []
+    targets = []
+    for position, (dtype, shape) in enumerate(zip(message.dtypes, message.shapes, strict=True)):
+        if out is None:
+            like = getattr(torch, dtype)
+            result = torch.empty(shape, dtype=like, device=message.device)
+            targets.append(result.view(-1))
+        else:
+            result = as_tensor(out[position])
+            if result.device != message.device:
+                raise InputError(
+                    f"out[{position}] is on {result.device}, the message on {message.device}"
+                )
+            targets.append(writable(result, f"out[{position}]"))
+            if tuple(result.shape) != shape:
+                raise InputError(
+                    f"out[{position}] has shape {tuple(result.shape)}, the message {shape}"
+                )
+        results.append(result if out is None else out[position])
+    for position, (codec, dtype, target) in enumerate(
+        zip(message.codecs, message.dtypes, targets, strict=True)
+    ):
+        body = message.body_at(position)
+        message._on_device.decode(codec, body, dtype, message.step, target, accumulate, scale)
+    return results
+
+
+def upload(message: Message, device: torch.device) -> DeviceMessage:
+    """A message on a device: itself, or if it is on the host, checked there and copied."""
+    import torch
+
+    if isinstance(message, DeviceMessage) and message.device == device:
+        return message
+    backend = backend_for(device.type)
+    assert backend is not None
+    for codec in {id(codec): codec for codec in message.codecs}.values():
+        backend.check(codec)
+    copy = DeviceMessage(
+        backend, message.codecs, message.dtypes, message.shapes, device, message.step, "error"
+    )
+    host = np.zeros(copy._arena.numel(), np.uint8)
+    for position, body in enumerate(message.bodies()):
+        n, start = math.prod(message.shapes[position]), copy._starts[position]
+        message.codecs[position]._check(body, n, message.dtypes[position], message.step)
+        host[start : start + body.size] = body
+    copy._arena.copy_(torch.from_numpy(host))
+    return copy

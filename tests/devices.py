@@ -1,0 +1,64 @@
+"""Where a test runs: on the host, on the host's memory through the device's code, or on a CUDA device.
+
+`emulated` puts a native module in the place of `tersegrad._cuda` that works on memory of the host; tensors of the CPU then go the
+way that CUDA tensors go. So all of it but torch's streams runs without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import arrays
+import device_double
+import pytest
+import torch
+
+import tersegrad as tg
+from tersegrad.device import serving
+
+NO_CUDA = "" if torch.cuda.is_available() else "no CUDA device: see docs/cuda.md"
+CUDA = pytest.param(
+    "cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(bool(NO_CUDA), reason=NO_CUDA)]
+)
+#: For `pytest.mark.parametrize("device", ...)`.
+DEVICES = ("emulated", CUDA)
+EVERYWHERE = ("cpu", *DEVICES)
+#: The module that stands in for `tersegrad._cuda`.
+EMULATION: Any = device_double
+
+#: One of each kind that has a form on the device.
+CODECS: list[tg.Codec] = [
+    tg.Identity(),
+    tg.Cast(dtype="float16"),
+    tg.Cast(dtype="bfloat16"),
+    tg.Quantize(bits=8),
+    tg.Quantize(bits=4, block_size=64),
+    tg.Quantize(bits=2, block_size=1024),
+    tg.Quantize(bits=4, block_size=320, rounding="stochastic", seed=7),
+    tg.Sign(),
+    tg.TopK(density=0.01),
+    tg.TopK(k=5, values=tg.Quantize(bits=4), indices="elias-fano"),
+    tg.TopK(density=0.3, values=tg.Cast(dtype="float16"), indices="bitmap"),
+    tg.TopK(density=0.05, values=tg.Sign(block_size=64), indices="u16"),
+    tg.ChunkTopK(),
+    tg.ChunkTopK(k=3, chunk=50, values=tg.Quantize(bits=8, block_size=64)),
+    tg.RandomK(density=0.02, seed=5),
+    tg.RandomK(k=40, seed=2**63, values=tg.Quantize(bits=4)),
+]
+
+
+@contextlib.contextmanager
+def on(device: str) -> Iterator[torch.device]:
+    """Have `arrays.as_torch`, and torch's constructors, make tensors there."""
+    place = torch.device("cuda" if device == "cuda" else "cpu")
+    before, arrays.PLACE = arrays.PLACE, place
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(place)
+            if device == "emulated":
+                stack.enter_context(serving("cpu", EMULATION))
+            yield place
+    finally:
+        arrays.PLACE = before
