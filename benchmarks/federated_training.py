@@ -187,10 +187,10 @@ COLUMNS = {
 PLAYS_COLUMNS = COLUMNS | {"late relative": "in percent", "rate": "learning rate"}
 TITLES = {
     "mnist": "## 5,000 MNIST images: accuracy in percent\n\nTen clients by Dirichlet(0.5), 120 rounds of one pass over "
-    "their images, plain SGD, a network of 99,550 parameters, 1,000 images for testing; means of three seeds.",
+    "their images, plain SGD, a network of 99,550 parameters, 1,000 images for testing.",
     "plays": "## Shakespeare's plays: loss in nats a character\n\n38 plays are 38 clients, 100 rounds of four steps each, "
-    "a network of 33,694 parameters over the last twelve characters, the last tenth of every play for testing; means of two "
-    "seeds, each row at the best of the learning rates 2, 4 and 8. The first broadcast is float32 in every row.",
+    "a network of 33,694 parameters over the last twelve characters, the last tenth of every play for testing. The first "
+    "broadcast is float32 in every row.",
 }
 
 
@@ -209,7 +209,8 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
     for task in tasks_of(rows):
         its = [row for row in rows if row["task"] == task]
         columns = PLAYS_COLUMNS if task == "plays" else COLUMNS
-        lines += ["", TITLES[task], "", its[0]["about"], "", *markdown(columns, its)]
+        about = f"{measured(its[0])} {its[0]['about']}"
+        lines += ["", TITLES[task], "", about, "", *markdown(columns, its)]
     lines += ["", "![score against bytes](federated-training.png)", ""]
     (out / "federated-training.md").write_text("\n".join(lines))
     (out / "federated-training.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
@@ -274,6 +275,15 @@ def main() -> None:
         about = f"{processor()}, one thread; tersegrad {tg.__version__} at {commits}, torch {torch.__version__}."
         rows.append(row(method, done, runs[method.task]) | {"about": about, "rates": rates})
     write(measured_before(options.tasks, out) + rows, out)
+
+
+def measured(row: dict[str, Any]) -> str:
+    """How many seeds and learning rates a row stands for."""
+    seeds, rates = len(row["runs"]), row.get("rates") or {}
+    means = "One seed" if seeds == 1 else f"Means of {seeds} seeds"
+    if len(rates) > 1:
+        means += f", each row at the best of the learning rates {', '.join(sorted(rates))}"
+    return means + "."
 
 
 def measured_before(tasks: list[str], out: Path) -> list[dict[str, Any]]:
