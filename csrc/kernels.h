@@ -39,6 +39,11 @@ constexpr int kRotationWidths = 4;
 // collect may write this many entries beyond the count it returns.
 constexpr size_t kCollectSlack = 16;
 
+struct Moments {
+  float sum, squares;  // of the magnitudes, in the lanes of sign/spec.h
+  uint32_t max_key;
+};
+
 struct Kernels {
   const char* name;
 
@@ -93,6 +98,9 @@ struct Kernels {
   // Codes of 1, 2, 3 or 4 bits (at bits - 1) for n entries of any number, and what they stand for before the scale.
   RotationSums (*quantize_rotated[kRotationWidths])(const float* z, size_t n, uint8_t* codes);
   void (*dequantize_rotated[kRotationWidths])(const uint8_t* codes, size_t n, float* out);
+
+  // threshold: at most a piece.
+  Moments (*moments)(const float* a, size_t n);
 
   // crc: continues a CRC-32C; start with 0.
   uint32_t (*crc32c)(uint32_t crc, const void* data, size_t bytes);

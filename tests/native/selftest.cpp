@@ -17,7 +17,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 55;
+constexpr size_t kKernels = 56;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -315,6 +315,17 @@ uint64_t rotate_family(const Kernels& kernels, size_t n) {
   return hash.state();
 }
 
+uint64_t threshold_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  for (const Floats& a : {finite_floats(n, 1), finite_floats(n, 2)}) {
+    const Moments own = kernels.moments(a.data(), n);
+    hash.add(bits_of(own.sum));
+    hash.add(bits_of(own.squares));
+    hash.add(own.max_key);
+  }
+  return hash.state();
+}
+
 uint64_t crc_family(const Kernels& kernels, size_t n) {
   Hash hash;
   const Tensor bytes = any_halves(DType::float16, n, 8);
@@ -426,6 +437,15 @@ std::vector<Codec> index_codecs() {
           sparse(Selection::topk, 0.03, 0, kPlain, 1), sparse(Selection::topk, 0.03, 0, kPlain, 2),
           sparse(Selection::topk, 0.03, 0, kPlain, 3), sparse(Selection::topk, 0.3, 0, kPlain, 1)};
 }
+Codec above(float threshold, double density, const ValueCodec& values, int form) {
+  Codec codec = sparse(Selection::threshold, density, 0, values, form);
+  codec.threshold = threshold;
+  return codec;
+}
+std::vector<Codec> threshold_codecs() {
+  return {above(0.75f, 0, kPlain, 0), above(0, 0.01, quantized(4, 64, false), 4), above(0, 0.2, kPlain, 1),
+          above(1e9f, 0, signs(64), 2), above(0, 0.001, kPlain, 3)};
+}
 std::vector<Codec> rice_codecs() {
   return {sparse(Selection::topk, 0.01, 0, kPlain, 4), sparse(Selection::topk, 0.3, 0, ternary_digits(64, 0), 4),
           sparse(Selection::chunks, 0, 3, quantized(4, 64, false), 4)};
@@ -531,6 +551,7 @@ int main() {
                              {"index", nullptr, index_codecs()},
                              {"rice", nullptr, rice_codecs()},
                              {"runs", nullptr, runs_codecs()},
+                             {"threshold", threshold_family, threshold_codecs()},
                              {"crc", crc_family, {}}};
   for (const Family& family : families) {
     const uint64_t expected = hash_of(family, *available().back());  // scalar, by the definitions
