@@ -14,7 +14,8 @@ from torch import nn
 from tersegrad import demo_clients
 from tersegrad.demo import load_data
 
-WINDOW = 64  # characters that the model reads and predicts at a time
+WINDOW = 64  # characters that are predicted in a row
+CONTEXT = 12  # characters that the model reads before each
 
 
 class Task(Protocol):
@@ -46,11 +47,15 @@ class Digits:
 
 
 class Plays:
-    """Every play of Shakespeare is a client, with its first nine tenths; the rest is for testing. A GRU predicts the next character."""
+    """Every play of Shakespeare is a client, with its first nine tenths; the rest is for testing. The next character is predicted.
 
-    STEPS, BATCH, LEARNING_RATE = 4, 8, 1.0
+    The network reads the twelve characters before it. A recurrent one of the same size takes twenty times as long to train here.
+    """
 
-    def __init__(self, seed: int) -> None:
+    STEPS, BATCH, LEARNING_RATE = 4, 4, 4.0
+
+    def __init__(self, seed: int, learning_rate: float | None = None) -> None:
+        self.learning_rate = learning_rate or self.LEARNING_RATE
         texts = plays()
         alphabet = sorted(set("".join(texts)))
         codes = {character: code for code, character in enumerate(alphabet)}
@@ -63,19 +68,22 @@ class Plays:
         self.network = CharacterModel(len(alphabet))
 
     def train(self, client: int, seed: int) -> None:
-        text = self.texts[client]
-        optimizer = torch.optim.SGD(self.network.parameters(), lr=self.LEARNING_RATE)
+        text, length = self.texts[client], WINDOW + CONTEXT
+        parameters = list(self.network.parameters())
+        optimizer = torch.optim.SGD(parameters, lr=self.learning_rate)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(self.STEPS):
-            starts = torch.randint(len(text) - WINDOW - 1, (self.BATCH,), generator=generator)
+            starts = torch.randint(len(text) - length, (self.BATCH, 1), generator=generator)
             optimizer.zero_grad()
-            self.loss(torch.stack([text[at : at + WINDOW + 1] for at in starts])).backward()
-            nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.loss(text[starts + torch.arange(length)]).backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
 
     def loss(self, characters: torch.Tensor) -> torch.Tensor:
         predicted = self.network(characters[:, :-1])
-        return nn.functional.cross_entropy(predicted.flatten(0, 1), characters[:, 1:].flatten())
+        return nn.functional.cross_entropy(
+            predicted.flatten(0, 1), characters[:, CONTEXT:].flatten()
+        )
 
     def score(self) -> float:
         with torch.no_grad():
@@ -83,14 +91,18 @@ class Plays:
 
 
 class CharacterModel(nn.Module):
-    def __init__(self, alphabet: int, width: int = 96) -> None:
+    """33,694 parameters for 62 characters: each of CONTEXT characters by a vector, a hidden layer over all of them."""
+
+    def __init__(self, alphabet: int, width: int = 128, vector: int = 16) -> None:
         super().__init__()
-        self.embed = nn.Embedding(alphabet, 16)
-        self.recurrent = nn.GRU(16, width, batch_first=True)
+        self.embed = nn.Embedding(alphabet, vector)
+        self.hidden = nn.Linear(CONTEXT * vector, width)
         self.head = nn.Linear(width, alphabet)
 
     def forward(self, characters: torch.Tensor) -> Any:
-        return self.head(self.recurrent(self.embed(characters))[0])
+        """Scores of the character after each window of CONTEXT."""
+        windows = self.embed(characters.unfold(1, CONTEXT, 1))
+        return self.head(torch.relu(self.hidden(windows.flatten(2))))
 
 
 def plays() -> list[str]:

@@ -25,12 +25,13 @@ from report import Record, markdown, save, show
 import tersegrad as tg
 from tersegrad import _core
 
-FORMS = {"elias-fano": 1, "rice": 4}
+FORMS = {"elias-fano": 1, "rice": 4, "runs": 5}
 DENSITIES = {"10%": 0.1, "1%": 0.01, "0.1%": 0.001}
 COLUMNS = {
     "input": "indices", "k": "k", "entropy bits": "uniform entropy", "gzip bits": "gzip of gaps",
-    "elias-fano bits": "Elias-Fano", "rice bits": "Rice",
+    "elias-fano bits": "Elias-Fano", "rice bits": "Rice", "runs bits": "runs",
     "rice encode": "Rice encode, M/s", "rice decode": "Rice decode, M/s",
+    "runs encode": "runs encode, M/s", "runs decode": "runs decode, M/s",
     "elias-fano encode": "Elias-Fano encode, M/s", "elias-fano decode": "Elias-Fano decode, M/s",
 }  # fmt: skip
 ZSTD_COLUMNS = {

@@ -234,13 +234,15 @@ Fault Codec::read_count(const uint8_t* body, size_t bytes, size_t n, size_t* kep
 }
 
 Fault Codec::measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const {
-  if (selection != Selection::threshold) return index::measure_rice(body, available, n, survivors(n), bytes);
+  if (selection != Selection::threshold) {
+    return index::measure(index_form(n), body, available, n, survivors(n), bytes);
+  }
   size_t kept;
   if (Fault fault = read_count(body, available, n, &kept)) return fault;
   const IndexForm own = index_form(n, kept);
   *bytes = index_stream_bytes(own, n, kept);
-  if (own == IndexForm::rice) {
-    Fault fault = index::measure_rice(body + kCountBytes, available - kCountBytes, n, kept, bytes);
+  if (!tersegrad::is_fixed_size(own)) {
+    Fault fault = index::measure(own, body + kCountBytes, available - kCountBytes, n, kept, bytes);
     if (fault != nullptr) return fault;
   }
   *bytes += kCountBytes;
@@ -260,7 +262,7 @@ Fault Codec::split(const uint8_t* body, size_t bytes, DType dtype, size_t n, Par
     const IndexForm own = index_form(n, kept);
     const size_t stream = index_stream_bytes(own, n, kept);
     most += stream;
-    least += own == IndexForm::rice ? rice_bytes_at_least(kept) : stream;
+    least += tersegrad::is_fixed_size(own) ? stream : index_bytes_at_least(own, kept);
   }
   if (bytes < least || bytes > most) return kWrongBodySize;
   parts.stream_bytes = bytes - value_bytes;

@@ -109,6 +109,7 @@ CODECS: list[tg.Codec] = [
     tg.TopK(density=0.3, values=tg.Ternary(block_size=128), indices="rice"),
     tg.ChunkTopK(k=3, chunk=50, values=tg.Quantize(bits=4), indices="rice"),
     tg.TopK(density=0.1, values=Grid(unit=7), indices="rice"),
+    tg.TopK(density=0.6, values=tg.Quantize(bits=2), indices="runs"),
     tg.Rotated(),
     tg.Rotated(3, block=64, scale="mmse", seed=2**64 - 1),
     tg.Rotated(0.25, block=1024, seed=6),

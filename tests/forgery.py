@@ -18,6 +18,7 @@ from tersegrad.message import CODEC_ENTRY
 CHECKSUM_AT = HEADER_BYTES - 4
 SPARSE = tg.TopK(k=20, values=tg.Quantize(bits=8, block_size=64), indices="u16")
 RULES = {
+    "bursts": tg.TopK(k=180, values=tg.Quantize(bits=4), indices="runs"),
     "fano": tg.TopK(k=20, indices="elias-fano"),
     "map": tg.TopK(k=300, indices="bitmap"),
     "rice": tg.TopK(k=100, values=tg.Ternary(block_size=64), indices="rice"),
@@ -26,6 +27,7 @@ RULES = {
 }
 MODEL: dict[str, np.ndarray] = {
     "batches": np.zeros((), np.int64),
+    "bursts": np.zeros(240, np.float32),
     "fano": np.zeros((30, 21), np.float32),
     "frozen": np.zeros(5, bool),
     "map": np.zeros(601, np.float32),
@@ -290,6 +292,23 @@ def a_rice_stream_longer_by_a_byte(raw: bytearray, at: Offsets) -> Any:
 def more_rice_indices_than_the_stream_can_hold(raw: bytearray, at: Offsets) -> Any:
     entry = bytes(raw).index(CODEC_ENTRY.pack(5, b"", RULES["rice"]._standing_params()))
     put(raw, entry + 4 + 8, "I", 2**32 - 1)
+
+
+@forgery
+def a_run_more_than_there_are(raw: bytearray, at: Offsets) -> Any:
+    (runs,) = struct.unpack_from("<I", raw, at.bodies["bursts"])
+    assert 0 < 2 * runs <= 180, "the tensor is sent in runs"
+    put(raw, at.bodies["bursts"], "I", runs + 1)
+
+
+@forgery
+def as_many_runs_as_a_number_can_say(raw: bytearray, at: Offsets) -> Any:
+    put(raw, at.bodies["bursts"], "I", 2**32 - 1)
+
+
+@forgery
+def runs_said_to_be_single_indices(raw: bytearray, at: Offsets) -> Any:
+    put(raw, at.bodies["bursts"], "I", 0)
 
 
 @forgery

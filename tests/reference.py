@@ -241,7 +241,8 @@ def select(codec: Any, a: np.ndarray, step: int) -> np.ndarray:
 
 
 def is_fixed_size(codec: Any) -> bool:
-    return getattr(codec, "indices", "") != "rice" and kind_of(codec) != "Threshold"
+    growing = getattr(codec, "indices", "") in ("rice", "runs")
+    return not growing and kind_of(codec) != "Threshold"
 
 
 def body_size(codec: Any, n: int, dtype: str) -> int:

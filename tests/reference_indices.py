@@ -7,7 +7,7 @@ import math
 import numpy as np
 from reference_numbers import RefusedError, refuse_unless
 
-INDEX_FORMS = {"elias-fano": 1, "bitmap": 2, "u16": 3, "rice": 4}
+INDEX_FORMS = {"elias-fano": 1, "bitmap": 2, "u16": 3, "rice": 4, "runs": 5}
 
 
 # --- Packed arrays, low bit first. ---
@@ -39,7 +39,7 @@ def low_bits(n: int, k: int) -> int:
 
 
 def index_bytes(form: int, n: int, k: int) -> int:
-    """Of the forms whose size follows from n and k: all but Rice."""
+    """Of the forms whose size follows from n and k: all but Rice and runs."""
     if form == 1:
         if k == 0:
             return 0
@@ -71,6 +71,8 @@ def encode_indices(form: int, indices: np.ndarray, n: int) -> bytes:
         return pack(present, 1)
     if form == 4:
         return encode_rice(indices, n)
+    if form == 5:
+        return encode_runs(indices, n)
     counts = np.bincount(indices >> 16, minlength=math.ceil(n / 65536))
     return counts.astype("<u4").tobytes() + (indices & 0xFFFF).astype("<u2").tobytes()
 
@@ -89,6 +91,8 @@ def decode_indices(form: int, data: bytes, n: int, k: int) -> np.ndarray:
         refuse_unless(len(indices) == k, f"{len(indices)} indices instead of {k}")
     elif form == 4:
         indices = decode_rice(data, n, k)
+    elif form == 5:
+        indices = decode_runs(data, n, k)
     else:
         ranges = math.ceil(n / 65536)
         counts = np.frombuffer(data, "<u4", ranges).astype(np.int64)
@@ -156,6 +160,15 @@ class Bits:
 
 
 def decode_rice(data: bytes, n: int, k: int) -> np.ndarray:
+    indices, rest = read_rice(data, n, k)
+    refuse_unless(not rest, "bytes after the last index")
+    return indices
+
+
+def read_rice(data: bytes, n: int, k: int) -> tuple[np.ndarray, bytes]:
+    """Indices, and the bytes after their stream."""
+    if k == 0:
+        return np.zeros(0, np.int64), data
     counts = [min(16, k - first) for first in range(0, min(k, 8 * 16 * len(data) + 1), 16)]
     section, parameters = Bits(data), []
     previous = low_bits(n, k) if k else 0
@@ -177,5 +190,38 @@ def decode_rice(data: bytes, n: int, k: int) -> np.ndarray:
             last += gap + 1
             indices.append(last)
     refuse_unless(len(indices) == k, f"{len(indices)} indices instead of {k}")
-    refuse_unless(not section.rest().data, "bytes after the last index")
-    return np.array(indices, np.int64)
+    return np.array(indices, np.int64), section.rest().data
+
+
+# Form 5: runs of neighbours, where they start and where they end, or the indices where runs are short.
+
+
+def encode_runs(indices: np.ndarray, n: int) -> bytes:
+    k = len(indices)
+    if k < 64:
+        return encode_rice(indices, n)
+    firsts = np.flatnonzero(
+        np.diff(indices.astype(np.int64), prepend=-2) != 1
+    )  # numbers of indices
+    runs = len(firsts)
+    if 2 * runs > k:
+        return (0).to_bytes(4, "little") + encode_rice(indices, n)
+    starts = encode_rice(indices[firsts] - firsts, n - k + 1)
+    return runs.to_bytes(4, "little") + starts + encode_rice(firsts[1:] - 1, k - 1)
+
+
+def decode_runs(data: bytes, n: int, k: int) -> np.ndarray:
+    if k < 64:
+        return decode_rice(data, n, k)
+    refuse_unless(len(data) >= 4, "no number of runs")
+    runs, data = int.from_bytes(data[:4], "little"), data[4:]
+    if runs == 0:
+        indices = decode_rice(data, n, k)
+        refuse_unless(2 * int((np.diff(indices, prepend=-2) != 1).sum()) > k, "they are runs")
+        return indices
+    refuse_unless(2 * runs <= k and runs <= n - k + 1, f"{runs} runs of {k} indices below {n}")
+    starts, data = read_rice(data, n - k + 1, runs)
+    refuse_unless(int(starts[-1]) <= n - k, "a run starts too late")
+    lasts = np.append(decode_rice(data, k - 1, runs - 1), k - 1)
+    refuse_unless(bool((np.diff(lasts, prepend=-1) > 0).all()), "a run has no index")
+    return np.repeat(starts, np.diff(lasts, prepend=-1)) + np.arange(k)

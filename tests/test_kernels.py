@@ -285,7 +285,7 @@ def test_any_quantization_agrees_with_the_oracle(
     x=float32_arrays(),
     share=st.floats(0, 1),
     chunk=st.integers(1, 300),
-    form=st.sampled_from(["auto", "elias-fano", "bitmap", "u16", "rice"]),
+    form=st.sampled_from(["auto", "elias-fano", "bitmap", "u16", "rice", "runs"]),
 )
 def test_any_selection_agrees_with_the_oracle(
     x: np.ndarray, share: float, chunk: int, form: str
@@ -507,7 +507,7 @@ def test_several_python_threads_compress_at_once() -> None:
 
 def test_decoded_bits_do_not_depend_on_the_number_of_threads_for_any_index_form() -> None:
     x = gradient(300_001)
-    for form in ("elias-fano", "bitmap", "u16", "rice"):
+    for form in ("elias-fano", "bitmap", "u16", "rice", "runs"):
         for density in (0.0001, 0.02, 0.4):
             raw = ref.compress(x, tg.TopK(density=density, indices=form))[0]
             expected = ref.decompress(raw)[0]

@@ -13,7 +13,7 @@
 namespace {
 
 IndexForm index_form(int form) {
-  require(form >= 1 && form <= 4, "index form must be from 1 to 4");
+  require(form >= 1 && form <= 5, "index form must be from 1 to 5");
   return static_cast<IndexForm>(form);
 }
 
@@ -111,7 +111,7 @@ Codec codec(const std::string& selection, const ValueCodec& values, double densi
                      : selection == "threshold" ? Selection::threshold
                                                 : Selection::all;
   require(is_finite_key(bits_of(threshold)), "threshold must be from zero to the largest float32");
-  require(density >= 0 && density <= 1 && form >= 0 && form <= 4, "density or index form out of range");
+  require(density >= 0 && density <= 1 && form >= 0 && form <= 5, "density or index form out of range");
   require(chosen != Selection::chunks || (k > 0 && k <= chunk && chunk <= 65536), "need 0 < k <= chunk <= 65536");
   return {chosen, values, density, k, chunk, form, mask_seed, threshold};
 }
@@ -372,6 +372,9 @@ PYBIND11_MODULE(_core, m) {
           "body_bytes", [](const Codec& c, size_t n, int dtype) { return c.body_bytes(n, dtype_from_code(dtype)); },
           "n"_a, "dtype"_a)
       .def("measure_stream", &measure_stream, "body"_a, "n"_a)
+      .def(
+          "least_stream_bytes",
+          [](const Codec& c, size_t n) { return index_bytes_at_least(c.index_form(n), c.survivors(n)); }, "n"_a)
       .def("encode", &encode, "x"_a, "residual"_a, "dtype"_a, "step"_a, "last_key"_a, "body"_a)
       .def("check", &check_body, "body"_a, "dtype"_a, "n"_a)
       .def("decode", &decode, "body"_a, "dtype"_a, "step"_a, "out"_a, "accumulate"_a, "scale"_a, "blank"_a)

@@ -73,8 +73,15 @@ size_t encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t
       break;
     case IndexForm::rice:
       return encode_rice(index, n, k, stream);
+    case IndexForm::runs:
+      return encode_runs(index, n, k, stream);
   }
   return index_stream_bytes(form, n, k);
+}
+
+Fault measure(IndexForm form, const uint8_t* stream, size_t available, size_t n, size_t k, size_t* bytes) {
+  auto measure_form = form == IndexForm::runs ? measure_runs : measure_rice;
+  return measure_form(stream, available, n, k, bytes);
 }
 
 Reader::Reader(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k)
@@ -84,10 +91,12 @@ Reader::Reader(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, si
       n_(n),
       k_(k),
       layout_(elias_fano_layout(n, k)),
-      rice_(stream, bytes, n, k) {}
+      rice_(stream, bytes, n, k),
+      runs_(stream, bytes, n, k) {}
 
 Fault Reader::start() {
   if (form_ == IndexForm::rice) return rice_.start();
+  if (form_ == IndexForm::runs) return runs_.start();
   if (bytes_ != index_stream_bytes(form_, n_, k_)) return kWrongSize;
   bool zero = true;
   if (form_ == IndexForm::elias_fano) {
@@ -108,6 +117,7 @@ Fault Reader::start() {
 
 Fault Reader::read(uint32_t* index, size_t count) {
   if (form_ == IndexForm::rice) return rice_.read(index, count);
+  if (form_ == IndexForm::runs) return runs_.read(index, count);
   bool complete = form_ == IndexForm::elias_fano ? read_elias_fano(index, count)
                   : form_ == IndexForm::bitmap   ? read_bitmap(index, count)
                                                  : read_u16(index, count);
@@ -194,6 +204,7 @@ bool Reader::read_u16(uint32_t* index, size_t count) {
 
 Fault Reader::finish() const {
   if (form_ == IndexForm::rice) return rice_.finish();
+  if (form_ == IndexForm::runs) return runs_.finish();
   uint64_t rest = ones_ | range_left_;
   for (size_t at = ones_at_ + 8; at < ones_bytes_; at += 8) rest |= load_word(ones_section_ + at, ones_bytes_ - at);
   for (size_t at = 4 * range_; at < 4 * ranges_; at += 4) rest |= load_word(stream_ + at, 4);

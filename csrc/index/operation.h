@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../tensor.h"
-#include "rice.h"
+#include "runs.h"
 #include "spec.h"
 
 namespace tersegrad::index {
@@ -11,6 +11,10 @@ namespace tersegrad::index {
 size_t encode(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream);
 // Takes a stream of exactly `bytes`. Checks size, order, range, count and padding on the way.
 Fault decode(IndexForm form, const uint8_t* stream, size_t bytes, size_t n, size_t k, uint32_t* index);
+
+// How many of the `available` bytes are the stream that starts there, of a form without a fixed size. Whether it is one
+// is left to Reader.
+Fault measure(IndexForm form, const uint8_t* stream, size_t available, size_t n, size_t k, size_t* bytes);
 
 // Reads a stream of exactly `bytes` in pieces. What it gives is ascending and below n, whatever the stream holds.
 class Reader {
@@ -40,6 +44,7 @@ class Reader {
   size_t ranges_ = 0, range_ = 0;  // u16: the next range, and what is left of the one before
   uint32_t range_left_ = 0;
   RiceReader rice_;
+  RunsReader runs_;
 };
 
 // Indices `first` to `first + count` of the k that are drawn.

@@ -1,4 +1,5 @@
-// Index streams: docs/format.md section 3. Their sizes are arithmetic on (n, k), but for rice, whose bound is.
+// Index streams: docs/format.md section 3. Their sizes are arithmetic on (n, k), but for rice and runs, whose bounds
+// are.
 #pragma once
 
 #include <initializer_list>
@@ -7,9 +8,9 @@
 
 namespace tersegrad {
 
-enum class IndexForm : uint8_t { elias_fano = 1, bitmap = 2, u16 = 3, rice = 4 };
+enum class IndexForm : uint8_t { elias_fano = 1, bitmap = 2, u16 = 3, rice = 4, runs = 5 };
 
-constexpr bool is_fixed_size(IndexForm form) { return form != IndexForm::rice; }
+constexpr bool is_fixed_size(IndexForm form) { return form != IndexForm::rice && form != IndexForm::runs; }
 
 constexpr uint64_t kU16Range = 65536;
 
@@ -63,11 +64,31 @@ TG_SPEC uint64_t rice_bytes_at_most(uint64_t n, uint64_t k) {
 // Every parameter and every index takes a bit: what holds a stream in memory holds its indices in 32 times as much.
 TG_SPEC uint64_t rice_bytes_at_least(uint64_t k) { return (rice_groups(k) + 7) / 8 + (k + 7) / 8; }
 
-// At most, for rice.
+// Runs: fewer indices than these are a Rice stream; of more, the number of runs comes first, zero if they are singles.
+constexpr uint64_t kRunsLeast = 64, kRunsHead = 4;
+// Whether the runs are written, and not the indices.
+TG_SPEC bool are_runs_short(uint64_t runs, uint64_t k) { return 2 * runs <= k; }
+
+// Half as many starts or ends in no more entries take less than k indices in n do.
+TG_SPEC uint64_t runs_bytes_at_most(uint64_t n, uint64_t k) {
+  return k < kRunsLeast ? rice_bytes_at_most(n, k) : kRunsHead + 2 * rice_bytes_at_most(n, k);
+}
+TG_SPEC uint64_t runs_bytes_at_least(uint64_t k) {
+  return k < kRunsLeast ? rice_bytes_at_least(k) : kRunsHead + rice_bytes_at_least(1);
+}
+
+// Of the forms without a fixed size.
+TG_SPEC uint64_t index_bytes_at_least(IndexForm form, uint64_t k) {
+  return form == IndexForm::runs ? runs_bytes_at_least(k) : rice_bytes_at_least(k);
+}
+
+// At most, for rice and runs.
 TG_SPEC uint64_t index_stream_bytes(IndexForm form, uint64_t n, uint64_t k) {
   switch (form) {
     case IndexForm::rice:
       return rice_bytes_at_most(n, k);
+    case IndexForm::runs:
+      return runs_bytes_at_most(n, k);
     case IndexForm::elias_fano: {
       EliasFano layout = elias_fano_layout(n, k);
       return layout.low_bytes + layout.high_bytes;

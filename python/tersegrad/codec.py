@@ -107,7 +107,7 @@ class Codec(ABC):
 
     @property
     def is_fixed_size(self) -> bool:
-        """Whether the size of a body follows from the number of entries: False for ``indices="rice"``, `Threshold` and `Zstd`."""
+        """Whether the size of a body follows from the number of entries: False for ``indices="rice"`` and ``"runs"``, `Threshold` and `Zstd`."""
         return True
 
     # What the author of a codec writes.
@@ -304,7 +304,7 @@ def check_fixed_size(codec: Codec) -> Codec:
     if not codec.is_fixed_size:
         raise CodecError(
             f"{codec} makes bodies of different sizes; where a size must be known beforehand, take indices='auto' or "
-            "'elias-fano' instead of 'rice', TopK instead of Threshold, and no Zstd"
+            "'elias-fano' instead of 'rice' or 'runs', TopK instead of Threshold, and no Zstd"
         )
     return codec
 

@@ -47,14 +47,17 @@ class Input {
 // A stream of few indices below any n: what is accepted is ascending and below n, reads the same in pieces, and is the
 // only stream of these indices.
 void try_index(Input& input, uint32_t head) {
-  const bool rice = (head >> 4 & 7) == 7;
-  const IndexForm form = rice ? IndexForm::rice : static_cast<IndexForm>(1 + (head >> 1) % 3);
+  const uint32_t growing = head >> 4 & 7;
+  const IndexForm form = growing == 7   ? IndexForm::rice
+                         : growing == 6 ? IndexForm::runs
+                                        : static_cast<IndexForm>(1 + (head >> 1) % 3);
+  const bool grows = !is_fixed_size(form);
   uint64_t n = input.word();
-  if (form == IndexForm::elias_fano || rice) n |= uint64_t{input.word()} << 16;
+  if (form == IndexForm::elias_fano || grows) n |= uint64_t{input.word()} << 16;
   if (form == IndexForm::u16) n <<= head >> 3 & 7;
   if (form == IndexForm::bitmap) n %= 4096;
   const size_t k = std::min<size_t>(input.byte(), n);
-  const size_t piece = rice ? kRiceGroup * (1 + (head >> 7)) : 1 + (head >> 4);
+  const size_t piece = grows ? kRiceGroup * (1 + (head >> 7)) : 1 + (head >> 4);
   const std::vector<uint8_t> stream = input.rest(index_stream_bytes(form, n, k), is_fixed_size(form));
 
   std::vector<uint32_t> index(k), pieces(k);
@@ -87,10 +90,11 @@ Codec read_codec(Input& input, size_t n) {
   Codec codec;
   const uint32_t choice = input.byte(), shape = input.byte();
   codec.selection = static_cast<Codec::Selection>(choice & 3);
-  codec.form = static_cast<int>(shape & 16 ? IndexForm::rice : static_cast<IndexForm>(choice >> 2 & 3));
+  const IndexForm growing = choice & 4 ? IndexForm::runs : IndexForm::rice;
+  codec.form = static_cast<int>(shape & 16 ? growing : static_cast<IndexForm>(choice >> 2 & 3));
   if (codec.selection == Codec::Selection::all && shape & 16) {  // which says nothing where no indices travel
     codec.selection = Codec::Selection::threshold;
-    codec.form = static_cast<int>(shape & 128 ? IndexForm::rice : static_cast<IndexForm>(choice >> 2 & 3));
+    codec.form = static_cast<int>(shape & 128 ? growing : static_cast<IndexForm>(choice >> 2 & 3));
   }
   codec.values.kind = shape & 32 ? ValueCodec::Kind::ternary : static_cast<ValueCodec::Kind>(choice >> 4 & 3);
   if (shape & 64) codec.values.kind = kLaterKinds[choice >> 4 & 3];

@@ -11,7 +11,7 @@ from pathlib import Path
 import tersegrad as tg
 from tersegrad.buffers import DTYPE_CODES
 from tersegrad.codecs.native import Dense
-from tersegrad.codecs.sparse import INDEX_FORMS, Indexed
+from tersegrad.codecs.sparse import GROWING_FORMS, INDEX_FORMS, Indexed
 
 HERE = Path(__file__).resolve().parent
 SELECTIONS = {tg.TopK: 1, tg.ChunkTopK: 2, tg.RandomK: 3}
@@ -26,8 +26,8 @@ LATER_KINDS = {
 }
 SMALL_FLOATS = ("natural", "e4m3", "e5m2", "nf4")
 # Bits of the shape, before form and kind.
-QUARTER, RICE, TERNARY, LATER, DENSITY = 4, 16, 32, 64, 128
-THRESHOLD = RICE  # where nothing is selected
+QUARTER, GROWS, TERNARY, LATER, DENSITY = 4, 16, 32, 64, 128
+THRESHOLD = GROWS  # where nothing is selected
 BLOCKS = {64: 0, 256: 1, 1024: 2, 4096: 3}
 
 
@@ -37,10 +37,11 @@ def head_of(payload: tg.Payload) -> bytes:
     n = payload.shape[0] * payload.shape[1]
     form = codec._form() if isinstance(codec, Indexed) else 0
     wire = DTYPE_CODES[values.dtype] - 1 if isinstance(values, tg.Cast) else 0
-    rice = form == INDEX_FORMS.index("rice") + 1
+    name = INDEX_FORMS[form - 1] if form else ""
+    grows = name in GROWING_FORMS
     choice = (
         SELECTIONS.get(type(codec), 0)
-        | (0 if rice else form) << 2
+        | (name == "runs" if grows else form) << 2
         | (KINDS | LATER_KINDS)[type(values)] << 4
         | (wire & 3) << 6
     )
@@ -56,10 +57,10 @@ def head_of(payload: tg.Payload) -> bytes:
     else:
         shape = BLOCKS[getattr(values, "block_size", 64)]
         shape |= {8: 0, 4: 1, 2: 2, 16: 1, 32: 2}[getattr(values, "bits", 8)] << 2
-    shape |= RICE * rice | TERNARY * isinstance(values, tg.Ternary)
+    shape |= GROWS * grows | TERNARY * isinstance(values, tg.Ternary)
     shape |= LATER * (type(values) in LATER_KINDS)
     if isinstance(codec, tg.Threshold):
-        shape = shape & ~RICE | THRESHOLD | DENSITY * rice
+        shape = shape & ~GROWS | THRESHOLD | DENSITY * grows
     k = getattr(codec, "k", 1)
     # 605 entries are 151 << 2 and one: the lowest bit of 151, under a mask of one.
     dtype = DTYPE_CODES[payload.dtype] - 1

@@ -68,6 +68,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "ChunkTopK",
         {"k": 7, "chunk": 100, "values": ("Quantize", {"bits": 4}), "indices": "rice"},
     ),
+    "topk-runs": ("TopK", {"k": 450, "values": ("Sign", {"block_size": 64}), "indices": "runs"}),
+    "topk-runs-singles": ("TopK", {"k": 64, "indices": "runs"}),
     "integers-8": ("Integers", {"bits": 8, "scale": 0.25}),
     "integers-16-stochastic": (
         "Integers",

@@ -575,6 +575,12 @@ std::vector<Codec> rice_codecs() {
           sparse(Selection::chunks, 0, 3, quantized(4, 64, false), 4)};
 }
 
+// Runs are in ascending and equal values; single indices in the others.
+std::vector<Codec> runs_codecs() {
+  return {sparse(Selection::topk, 0.5, 0, kPlain, 5), sparse(Selection::topk, 0.1, 0, ternary_digits(64, 0), 5),
+          sparse(Selection::chunks, 0, 3, signs(64), 5)};
+}
+
 // What top-k and scales can meet: ordinary values, few distinct ones, ascending ones, equal ones, zeros.
 std::vector<Floats> inputs(size_t n) {
   Floats few(n), sorted(n);
@@ -671,6 +677,7 @@ int main() {
                              {"ternary", nullptr, ternary_codecs()},
                              {"index", nullptr, index_codecs()},
                              {"rice", nullptr, rice_codecs()},
+                             {"runs", nullptr, runs_codecs()},
                              {"threshold", threshold_family, threshold_codecs()},
                              {"crc", crc_family, {}}};
   for (const Family& family : families) {

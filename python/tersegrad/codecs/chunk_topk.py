@@ -26,10 +26,11 @@ class ChunkTopK(Indexed, id=6):
     values : Codec or int, optional
         How the kept values travel: `Magnitudes`, `Quantize`, `Cast`, `Sign`, or as they are. A number of bits, 2 to 8, stands for
         ``Magnitudes(bits)``.
-    indices : {"auto", "elias-fano", "bitmap", "u16", "rice"}
+    indices : {"auto", "elias-fano", "bitmap", "u16", "rice", "runs"}
         How the indices travel; ``"auto"`` takes the smallest of those whose size is known beforehand. ``"rice"`` is smaller still
-        (Golomb 1966; Rice 1979), much so where survivors cluster, as in embeddings: for federated messages and files. `compress`
-        and `compress_many` take it, DDP and `encode_into` do not.
+        (Golomb 1966; Rice 1979), much so where survivors cluster. ``"runs"`` tells where runs of neighbours start and end if
+        survivors come in such, two or more at a time, as in the rows of an embedding or in convolutions, and is ``"rice"`` if
+        not. Both are for federated messages and files: `compress` and `compress_many` take them, DDP and `encode_into` do not.
     """
 
     k: int = 64

@@ -21,7 +21,9 @@ from .native import Dense, Native
 Indices = npt.NDArray[np.uint32]
 
 #: Index forms by name, in the order of their wire codes from 1.
-INDEX_FORMS = ("elias-fano", "bitmap", "u16", "rice")
+INDEX_FORMS = ("elias-fano", "bitmap", "u16", "rice", "runs")
+#: Those whose size the indices decide.
+GROWING_FORMS = ("rice", "runs")
 _IDENTITY = Identity()
 _FLOAT32 = DTYPE_CODES["float32"]
 
@@ -103,7 +105,7 @@ class Sparse(Native):
     def _min_body_size(self, n: int, dtype: str) -> int:
         if self.is_fixed_size:
             return self.body_size(n, dtype)
-        return self._value_bytes(n, dtype) + (self._native.survivors(n) + 7) // 8
+        return self._value_bytes(n, dtype) + self._native.least_stream_bytes(n)
 
     def _size_in(self, data: Bytes, n: int, dtype: str) -> int:
         if self.is_fixed_size:
@@ -212,7 +214,7 @@ class Indexed(Sparse):
 
     @property
     def is_fixed_size(self) -> bool:
-        return self.indices != "rice"
+        return self.indices not in GROWING_FORMS
 
     def _check_indices(self) -> None:
         check_choice(type(self).__name__, "indices", self.indices, ("auto", *INDEX_FORMS))

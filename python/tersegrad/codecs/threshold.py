@@ -39,8 +39,8 @@ class Threshold(Indexed, id=16):
         Share of the entries to send, about; above 0 and at most 1.
     values : Codec or int, optional
         How the survivors' values travel: a number of bits, for `Magnitudes`, or a codec of this package such as `Quantize`, `Cast`, `Sign`, or as they are.
-    indices : {"auto", "elias-fano", "bitmap", "u16", "rice"}
-        As in `TopK`; ``"auto"`` takes the smallest that is not ``"rice"`` for the number of entries that were sent.
+    indices : {"auto", "elias-fano", "bitmap", "u16", "rice", "runs"}
+        As in `TopK`; ``"auto"`` takes the smallest that is neither ``"rice"`` nor ``"runs"`` for the number of entries that were sent.
 
     Examples
     --------

@@ -37,7 +37,7 @@ CANDIDATES: tuple[Codec, ...] = (
     Sign(),
     *(TopK(density=density, values=Quantize(bits=8)) for density in _DENSITIES),
     *(TopK(density=density, values=Magnitudes(bits=4)) for density in _DENSITIES),
-    *(TopK(density=density, values=Magnitudes(bits=4), indices="rice") for density in _DENSITIES),
+    *(TopK(density=density, values=Magnitudes(bits=4), indices="runs") for density in _DENSITIES),
     *(ChunkTopK(k=k, chunk=4096, values=Magnitudes(bits=4)) for k in (410, 41, 4)),
     *(RandomK(density=density, values=Quantize(bits=8)) for density in (0.1, 0.01)),
 )
