@@ -7,6 +7,9 @@ FEDERATED ?= .venv-federated
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Whether the package that tests install has the CUDA module: .ci/run builds that by itself, once.
+CUDA ?= OFF
+
 AARCH64 ?= aarch64-linux-gnu
 AARCH64_CXX ?= $(AARCH64)-g++-12
 QEMU ?= qemu-aarch64 -L /usr/$(AARCH64)
@@ -95,7 +98,8 @@ $(FEDERATED)/package.stamp: $(FEDERATED)/tools.stamp $(VENV)/package.stamp
 # The package as its users get it: a wheel, not a link to the sources. Rebuilt when a source changes, appears or goes.
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(VENV)/sources.txt $(SOURCES) tools/check_symbols.sh
 	$(PIP) install --quiet --no-build-isolation -c requirements-dev.txt \
-		-C build-dir=build/package -C cmake.define.TERSEGRAD_WERROR=ON '.[torch,cli,dev]'
+		-C build-dir=build/package -C cmake.define.TERSEGRAD_WERROR=ON -C cmake.define.TERSEGRAD_CUDA=$(CUDA) \
+		-C cmake.define.TERSEGRAD_BUILD_EMULATION=ON '.[torch,cli,dev]'
 	tools/check_symbols.sh build/package
 	touch $@
 
