@@ -17,8 +17,8 @@ FUZZ_CXX ?= clang++-19
 FUZZ_SECONDS ?= 60
 QEMU_OLD ?= qemu-x86_64 -cpu Nehalem  # no AVX: scalar kernels, and no instruction that they lack
 
-CPP_FILES = $(shell find csrc tests/native tests/fuzz -name '*.h' -o -name '*.cpp')
-SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
+CPP_FILES = $(shell find csrc tests/native tests/fuzz -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+SOURCES := $(shell find csrc cmake python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
@@ -90,8 +90,8 @@ $(FEDERATED)/tools.stamp: requirements-federated.txt
 
 $(FEDERATED)/package.stamp: $(FEDERATED)/tools.stamp $(VENV)/package.stamp
 	rm -rf build/federated
-	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/package \
-		-C cmake.define.TERSEGRAD_WERROR=ON -w build/federated .
+	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/package -C cmake.define.TERSEGRAD_CUDA=$(CUDA) \
+		-C cmake.define.TERSEGRAD_BUILD_EMULATION=ON -C cmake.define.TERSEGRAD_WERROR=ON -w build/federated .
 	$(FEDERATED)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/federated/*.whl
 	touch $@
 

@@ -10,8 +10,7 @@ enable_language(CUDA)
 
 add_library(tersegrad_cuda OBJECT csrc/cuda/codec.cu)
 set_target_properties(tersegrad_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON)
-target_compile_options(tersegrad_cuda PRIVATE -fmad=false -Xfatbin=-compress-all -Xptxas=-v --extended-lambda
-  -Xcompiler=-fvisibility=hidden)
+target_compile_options(tersegrad_cuda PRIVATE -fmad=false -Xfatbin=-compress-all --extended-lambda)
 if(TERSEGRAD_WERROR)
   target_compile_options(tersegrad_cuda PRIVATE -Werror=all-warnings)
 endif()

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import arrays
-import device_double
 import pytest
 import torch
+from emulation import EMULATED
 
 import tersegrad as tg
 from tersegrad.device import serving
@@ -25,8 +25,8 @@ CUDA = pytest.param(
 #: For `pytest.mark.parametrize("device", ...)`.
 DEVICES = ("emulated", CUDA)
 EVERYWHERE = ("cpu", *DEVICES)
-#: The module that stands in for `tersegrad._cuda`.
-EMULATION: Any = device_double
+#: The module that stands in for `tersegrad._cuda`: its own sources, on the host.
+EMULATION: Any = EMULATED
 
 #: One of each kind that has a form on the device.
 CODECS: list[tg.Codec] = [

@@ -56,7 +56,8 @@ py::object form_of(const py::object& codec) {
   }
   if (missing == nullptr) return native;
   py::object error = py::module_::import("tersegrad.errors").attr("CodecError");
-  py::str message = py::str("{} has no form on the device: {} runs on the host alone; use .cpu()").format(codec, missing);
+  py::str message =
+      py::str("{} has no form on the device: {} runs on the host alone; use .cpu()").format(codec, missing);
   PyErr_SetObject(error.ptr(), message.ptr());
   throw py::error_already_set();
 }
@@ -66,9 +67,9 @@ void encode(const Codec& codec, Address x, int x_dtype, size_t n, Address residu
             size_t workspace_bytes, Address stream) {
   require(cuda::unsupported(codec) == nullptr, "the codec has no form on the device");
   require(body % 16 == 0, "the body must be aligned to 16 bytes");
-  const cuda::Encoding call{entries(x, x_dtype, n), at<float>(residual),     dtype_of(dtype),
-                            {step, at<const uint32_t>(step_address)},        at<uint32_t>(status),
-                            at<const uint32_t>(skip), at<uint8_t>(body), checked};
+  const cuda::Encoding call{
+      entries(x, x_dtype, n), at<float>(residual),      dtype_of(dtype),   {step, at<const uint32_t>(step_address)},
+      at<uint32_t>(status),   at<const uint32_t>(skip), at<uint8_t>(body), checked};
   cuda::encode(codec, call, work(codec, n, dtype, workspace, workspace_bytes, stream));
   raise_if_launch_failed();
 }

@@ -29,14 +29,13 @@ Values values_of(const ValueCodec& codec, DType dtype, size_t n, const uint8_t* 
   return {ValueKind::cast, dtype, codec.kind == Kind::cast ? codec.wire : dtype, 0, 64, body, nullptr};
 }
 
-void encode_values(const ValueCodec& codec, const Input& in, DType dtype, const Step& step, uint8_t* body, Header* header,
-                   Stream stream) {
+void encode_values(const ValueCodec& codec, const Input& in, DType dtype, const Step& step, uint8_t* body,
+                   Header* header, Stream stream) {
   const Values values = values_of(codec, dtype, in.n, body);
   auto* codes = const_cast<uint8_t*>(values.codes);
   if (values.kind == ValueKind::quantize) {
-    launch_quantize(
-        {in, dtype, codec.quantized.block_size, codec.stochastic, codec.seed, step, body, codes, header},
-        codec.quantized.bits, stream);
+    launch_quantize({in, dtype, codec.quantized.block_size, codec.stochastic, codec.seed, step, body, codes, header},
+                    codec.quantized.bits, stream);
   } else if (values.kind == ValueKind::sign) {
     launch_sign({in, dtype, codec.signs.block_size, body, codes, header}, stream);
   } else {
@@ -52,8 +51,17 @@ void select(const Codec& codec, const Input& in, const Step& step, size_t kept, 
             Stream stream) {
   switch (codec.selection) {
     case Codec::Selection::topk:
-      select_topk({in, kept, sample_rank(in.n, kept), candidate_capacity(in.n, kept), w.sample, w.index, w.value,
-                   {w.tiles[0], w.tiles[1], w.tiles[2], w.tiles[3]}, w.survivor, w.survivor_value, w.header},
+      select_topk({in,
+                   kept,
+                   sample_rank(in.n, kept),
+                   candidate_capacity(in.n, kept),
+                   w.sample,
+                   w.index,
+                   w.value,
+                   {w.tiles[0], w.tiles[1], w.tiles[2], w.tiles[3]},
+                   w.survivor,
+                   w.survivor_value,
+                   w.header},
                   stream);
       break;
     case Codec::Selection::chunks:
@@ -124,7 +132,8 @@ void encode(const Codec& codec, const Encoding& call, const Work& work) {
          static_cast<const Header*>(w.header));
 }
 
-void decode(const Codec& codec, const uint8_t* body, DType dtype, StepSource step, const Output& out, const Work& work) {
+void decode(const Codec& codec, const uint8_t* body, DType dtype, StepSource step, const Output& out,
+            const Work& work) {
   const size_t n = out.count, kept = codec.survivors(n);
   if (n == 0) return;
   const Stream stream = work.stream;

@@ -19,11 +19,13 @@ constexpr size_t kStackBytes = 64 * 1024;
 constexpr unsigned kWarp = 32;
 
 #if TERSEGRAD_OWN_SWITCH
-// Saves what a function must preserve, and the stack pointer in *save; continues where `sp` was saved. swapcontext would
-// also save the mask of signals, by a system call each time.
+// Saves what a function must preserve, and the stack pointer in *save; continues where `sp` was saved. swapcontext
+// would also save the mask of signals, by a system call each time.
 extern "C" void tersegrad_switch(void** save, void* sp);
 asm(R"(
 .text
+.globl tersegrad_switch
+.hidden tersegrad_switch
 .type tersegrad_switch, @function
 tersegrad_switch:
   endbr64
@@ -115,13 +117,15 @@ std::vector<unsigned> turns(unsigned count) {
   std::vector<unsigned> order(count);
   std::iota(order.begin(), order.end(), 0u);
   if (chosen == Order::descending) std::reverse(order.begin(), order.end());
-  if (chosen == Order::shuffled) {
-    for (unsigned i = count; i > 1; --i) {
-      shuffle = shuffle * 1664525u + 1013904223u;
-      std::swap(order[i - 1], order[(shuffle >> 8) % i]);
-    }
-  }
   return order;
+}
+
+void shuffle_turns(std::vector<unsigned>& order) {
+  if (chosen != Order::shuffled) return;
+  for (size_t i = order.size(); i > 1; --i) {
+    shuffle = shuffle * 1664525u + 1013904223u;
+    std::swap(order[i - 1], order[(shuffle >> 8) % i]);
+  }
 }
 
 bool all_are(unsigned begin, unsigned end, State state) {
@@ -148,8 +152,10 @@ void run_block(unsigned threads) {
     fibers[t].barriers = 0;
     fibers[t].turns = 0;
   }
+  std::vector<unsigned> order = turns(threads);
   for (;;) {
-    for (unsigned t : turns(threads)) {
+    shuffle_turns(order);
+    for (unsigned t : order) {
       if (fibers[t].state != State::ready) continue;
       current = t;
       scheduler.leave_for(fibers[t].context);
@@ -183,7 +189,9 @@ void run(unsigned grid, unsigned threads, const std::function<void()>& body) {
   kernel = &body;
   blocks = grid;
   block_size_ = threads;
-  for (unsigned b : turns(grid)) {
+  std::vector<unsigned> order = turns(grid);
+  shuffle_turns(order);
+  for (unsigned b : order) {
     block = b;
     run_block(threads);
   }

@@ -1,6 +1,6 @@
 // CUDA on the host, for tests: the kernels' own sources compile as C++ against this, and the threads of a block run as
-// fibers that take turns at barriers and warp operations. Turns come in an order that a test chooses, so what depends on
-// the order of threads, as with a missing barrier, shows. Memory is the host's, so sanitizers see every access.
+// fibers that take turns at barriers and warp operations. Turns come in an order that a test chooses, so what depends
+// on the order of threads, as with a missing barrier, shows. Memory is the host's, so sanitizers see every access.
 #pragma once
 
 #include <cstddef>

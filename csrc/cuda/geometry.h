@@ -12,8 +12,8 @@ namespace tersegrad::cuda {
 // Enough blocks to fill any device, few enough that their one atomic each costs nothing.
 constexpr size_t kLookGrid = 4096;
 
-// Five standard deviations and a few above the mean: the sample's key of this rank misses the k-th key of all about once
-// in 10^7 calls. Beyond the sample, it says that every entry is a candidate.
+// Five standard deviations and a few above the mean: the sample's key of this rank misses the k-th key of all about
+// once in 10^7 calls. Beyond the sample, it says that every entry is a candidate.
 inline size_t sample_rank(size_t n, size_t k) {
   if (n <= kSamples) return k;
   const double share = double(k) / double(n), mean = share * double(kSamples);

@@ -22,7 +22,8 @@ constexpr unsigned kWideThreads = 1024;  // of a kernel that is one block
 constexpr uint32_t kWholeWarp = 0xffffffffu;
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), size_t grid, unsigned threads, Stream stream, const Arguments&... arguments) {
+void launch(void (*kernel)(Parameters...), size_t grid, unsigned threads, Stream stream,
+            const Arguments&... arguments) {
   if (grid == 0) return;
 #ifdef __CUDACC__
   kernel<<<static_cast<unsigned>(grid), threads, 0, static_cast<cudaStream_t>(stream)>>>(Parameters(arguments)...);

@@ -1,5 +1,5 @@
-// Values of a body as numbers: one function for all value codecs, so that decoding into a tensor, adding, scattering and
-// settling a residual are one kernel each.
+// Values of a body as numbers: one function for all value codecs, so that decoding into a tensor, adding, scattering
+// and settling a residual are one kernel each.
 #pragma once
 
 #include "../cast/cuda.cuh"
@@ -69,8 +69,8 @@ static __global__ void scatter_values(Values values, const uint32_t* index, size
   }
 }
 
-static __global__ void settle_residual(Values values, const uint32_t* index, const float* value, size_t k, float* residual,
-                                       const Header* header) {
+static __global__ void settle_residual(Values values, const uint32_t* index, const float* value, size_t k,
+                                       float* residual, const Header* header) {
   if (verdict_after(*header) != kSent) return;
   for (size_t j = thread_number(); j < k; j += thread_total()) residual[index[j]] = value[j] - decoded(values, j);
 }

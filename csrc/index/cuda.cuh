@@ -1,6 +1,6 @@
 // On the device: docs/format.md section 3, and the way of values to and from the indices. A writer makes each word of a
-// stream from the indices that fall into it, found by bisection: no two threads write the same byte. Readers stay inside
-// what they are given whatever a stream holds: missing indices become n, which nothing is stored for.
+// stream from the indices that fall into it, found by bisection: no two threads write the same byte. Readers stay
+// inside what they are given whatever a stream holds: missing indices become n, which nothing is stored for.
 #pragma once
 
 #include "../cuda/call.cuh"
@@ -148,7 +148,8 @@ static __global__ void read_offsets(StreamCall call, size_t ranges) {
   const uint32_t* starts = call.counts;
   for (size_t j = thread_number(); j < call.k; j += thread_total()) {
     // The last range that starts at or before j.
-    const size_t range = first_at_least([starts](size_t r) { return static_cast<uint64_t>(starts[r]); }, ranges, j + 1) - 1;
+    const size_t range =
+        first_at_least([starts](size_t r) { return static_cast<uint64_t>(starts[r]); }, ranges, j + 1) - 1;
     const uint64_t index = range * kU16Range + (offsets[2 * j] | static_cast<uint32_t>(offsets[2 * j + 1]) << 8);
     call.index[j] = static_cast<uint32_t>(index < call.n ? index : call.n);
   }
@@ -172,8 +173,8 @@ static __global__ void gather_survivors(Input in, const uint32_t* index, size_t 
 }
 
 // Where nothing is to be sent, the survivors are those of zeros: the first k, of each chunk or of all.
-static __global__ void replace_survivors(const Header* header, uint32_t* index, bool replace_index, float* value, size_t k,
-                                         size_t per_chunk, size_t chunk, uint32_t* status) {
+static __global__ void replace_survivors(const Header* header, uint32_t* index, bool replace_index, float* value,
+                                         size_t k, size_t per_chunk, size_t chunk, uint32_t* status) {
   const uint32_t verdict = verdict_after(*header);
   if (blockIdx.x == 0 && threadIdx.x == 0) *status = verdict;
   if (verdict == kSent) return;

@@ -30,7 +30,8 @@ __device__ inline size_t quantize_position(unsigned lane, int j) {
 }
 
 // Sixteen bits of noise for each entry of a lane, or what rounds to nearest. `first` is a multiple of 64.
-__device__ inline void lane_noise(const QuantizeCall& call, uint32_t step, uint64_t first, uint32_t (&noise)[kPerLane]) {
+__device__ inline void lane_noise(const QuantizeCall& call, uint32_t step, uint64_t first,
+                                  uint32_t (&noise)[kPerLane]) {
   if (!call.stochastic) {
     for (int j = 0; j < kPerLane; ++j) noise[j] = kRoundToNearest;
     return;

@@ -1,7 +1,7 @@
 // On the device: exact top-k in one pass over the entries and no word to the host. A sample suggests a threshold that a
 // little more than k entries reach. One pass collects those; a radix selection among them finds the k-th key; they are
-// put in order. Where there are too few or too many, the very same kernels run over all entries instead: launches do not
-// depend on data, so a captured graph is right for any.
+// put in order. Where there are too few or too many, the very same kernels run over all entries instead: launches do
+// not depend on data, so a captured graph is right for any.
 //
 // Candidates of a tile lie together and in order, tiles wherever the counter put them. So one crowded tile needs no
 // room of its own, and the order of tiles brings the order of indices back.
@@ -12,18 +12,18 @@
 
 namespace tersegrad::cuda {
 
-constexpr size_t kTile = 8192;                   // entries of a block of threads in the pass
-constexpr size_t kWarpPart = kTile / kWarps;     // of which a warp takes neighbours,
-constexpr size_t kRow = 4 * kWarp;               // four to a lane,
-constexpr unsigned kRows = kWarpPart / kRow;     // so often
+constexpr size_t kTile = 8192;                // entries of a block of threads in the pass
+constexpr size_t kWarpPart = kTile / kWarps;  // of which a warp takes neighbours,
+constexpr size_t kRow = 4 * kWarp;            // four to a lane,
+constexpr unsigned kRows = kWarpPart / kRow;  // so often
 constexpr size_t kSamples = 16 * 1024;
-constexpr size_t kSampleRun = 16;                // neighbours, of one cache line or two
+constexpr size_t kSampleRun = 16;  // neighbours, of one cache line or two
 
 struct Tiles {
   uint32_t* offset;  // of a tile's candidates
   uint32_t* count;
-  uint32_t* above;   // entries with a key above the k-th, later: in all tiles before
-  uint32_t* equal;   // with that very key, likewise
+  uint32_t* above;  // entries with a key above the k-th, later: in all tiles before
+  uint32_t* equal;  // with that very key, likewise
 };
 
 struct TopKCall {
@@ -32,7 +32,7 @@ struct TopKCall {
   size_t sample_rank;  // the sample's key of this rank is the threshold; beyond the sample it is zero
   size_t capacity;     // of the candidates
   uint32_t* sample;
-  uint32_t* index;     // candidates
+  uint32_t* index;  // candidates
   float* value;
   Tiles tiles;
   uint32_t* survivor;
@@ -234,9 +234,7 @@ template <class Body>
 __device__ inline void for_each_of_tile(const TopKCall& call, size_t tile, bool all, Body body) {
   const unsigned lane = threadIdx.x % kWarp;
   const size_t begin = all ? tile * kTile : call.tiles.offset[tile];
-  const size_t end = !all                             ? begin + call.tiles.count[tile]
-                     : call.in.n - begin < kTile ? call.in.n
-                                                      : begin + kTile;
+  const size_t end = !all ? begin + call.tiles.count[tile] : call.in.n - begin < kTile ? call.in.n : begin + kTile;
   for (size_t at = begin; at < end; at += kWarp) {
     const size_t i = at + lane;
     const bool there = i < end;
