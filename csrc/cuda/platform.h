@@ -7,8 +7,10 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
+#define TERSEGRAD_UNROLL _Pragma("unroll")  // so that an array indexed in the loop lives in registers
 #else
 #include "emulate.h"
+#define TERSEGRAD_UNROLL
 #endif
 
 namespace tersegrad::cuda {

@@ -136,6 +136,7 @@ static __global__ void __launch_bounds__(kThreads) collect_candidates(TopKCall c
 
   float value[kRows][4];
   uint32_t reaching = 0, key = 0;  // four bits for each row
+  TERSEGRAD_UNROLL
   for (unsigned row = 0; row < kRows; ++row) {
     const size_t i = first + row * kRow + 4 * lane;
     load_four(call.in.x, call.in.dtype, i, n, value[row]);
@@ -173,6 +174,7 @@ static __global__ void __launch_bounds__(kThreads) collect_candidates(TopKCall c
   __syncthreads();
   if (!bases[kWarps]) return;
   uint32_t at = bases[warp];
+  TERSEGRAD_UNROLL
   for (unsigned row = 0; row < kRows; ++row) {
     uint32_t mine = reaching >> (row * 4) & 15u, before = 0, all = 0;
     for (unsigned j = 0; j < 4; ++j) {
