@@ -22,7 +22,7 @@ SOURCES := $(shell find csrc cmake python CMakeLists.txt pyproject.toml README.m
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
-.PHONY: help test demo bench bench-ddp lint format wheel test-federated test-neon test-sanitize fuzz clean FORCE
+.PHONY: help test test-cuda demo bench bench-ddp bench-cuda lint format wheel test-federated test-neon test-sanitize fuzz clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ bench: $(VENV)/package.stamp $(VENV)/bench.stamp  ## measure kernels and codecs 
 
 bench-ddp: $(VENV)/package.stamp $(VENV)/bench.stamp  ## train over slow cables between network namespaces; needs root
 	$(BIN)/python benchmarks/ddp.py $(BENCH_ARGS)
+
+test-cuda: $(VENV)/package.stamp  ## what needs a GPU: the tests marked cuda
+	$(BIN)/pytest -m cuda $(PYTEST_ARGS)
+
+bench-cuda: $(VENV)/package.stamp  ## CUDA beside the device's memory and peers, about eight minutes; without a GPU a table of dashes
+	$(BIN)/python benchmarks/cuda.py $(BENCH_ARGS)
 
 lint: $(VENV)/package.stamp  ## formatting, ruff, mypy, and the native module against its stub
 	$(BIN)/ruff check

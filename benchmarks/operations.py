@@ -166,6 +166,17 @@ def decoder(codec: tg.Codec, accumulate: bool = False) -> Builder:
     return build
 
 
+def integers(make: Callable[[tg.Codec], Builder], bits: int, rounding: str = "nearest") -> Builder:
+    """`make` of a shared grid that cuts few entries."""
+
+    def build(c: Context) -> Work | None:
+        if not hasattr(tg, "Integers"):  # an older version
+            return None
+        return make(tg.Integers(bits=bits, clip=4.0, rounding=rounding))(c)  # type: ignore[arg-type]
+
+    return build
+
+
 def decompress_topk(accumulate: bool) -> Builder:
     """Of a 1 % payload, indices decoded and checked."""
 
@@ -254,6 +265,10 @@ def catalogue() -> dict[str, Builder]:
     for name, codec in QUANTIZERS.items():
         rows[f"{name} + feedback"] = encoder_with_feedback(codec)
     rows["quantize 4 + feedback, checked"] = encoder_checked(QUANTIZERS["quantize 4"])
+    for bits in (8, 16, 32):
+        rows[f"integers {bits}"] = integers(encoder, bits)
+    rows["integers 8 stochastic"] = integers(encoder, 8, "stochastic")
+    rows["integers 8 + feedback"] = integers(encoder_with_feedback, 8)
     rows["sign pack"] = encoder(tg.Sign())
     rows["sign pack + feedback"] = encoder_with_feedback(tg.Sign())
     for dtype in ("float16", "bfloat16"):
@@ -262,6 +277,7 @@ def catalogue() -> dict[str, Builder]:
     for bits in (8, 4, 2):
         rows[f"dequantize {bits}"] = decoder(tg.Quantize(bits=bits))
     rows["dequantize-add 4"] = decoder(tg.Quantize(bits=4), accumulate=True)
+    rows["from integers 8"] = integers(decoder, 8)
     rows["sign unpack"] = decoder(tg.Sign())
     rows["uncast bfloat16"] = decoder(tg.Cast(dtype="bfloat16"))
     rows["decompress topk 1%"] = decompress_topk(False)

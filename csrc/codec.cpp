@@ -27,6 +27,11 @@ void measure(const float* value, size_t n, double (&lanes)[8], uint32_t& largest
   }
 }
 
+constexpr Fault kWrongBodySize = "the body has not the size that its entries take";
+
+// A body of a threshold begins with the number of its survivors.
+constexpr size_t kCountBytes = sizeof(uint32_t);
+
 Outcome finite_or_not(bool finite) { return finite ? Outcome::ok : Outcome::not_finite; }
 
 }  // namespace
@@ -134,20 +139,24 @@ size_t Codec::survivors(size_t n) const {
   return std::min(std::max<size_t>(wanted, 1), n);
 }
 
-IndexForm Codec::index_form(size_t n) const {
-  return form ? static_cast<IndexForm>(form) : smallest_index_form(n, survivors(n));
+IndexForm Codec::index_form(size_t n, size_t kept) const {
+  return form ? static_cast<IndexForm>(form) : smallest_index_form(n, kept);
 }
 
 size_t Codec::body_bytes(size_t n, DType dtype) const {
+  if (selection == Selection::threshold) {
+    return kCountBytes + index_bytes_at_most(static_cast<IndexForm>(form), n) + values.body_bytes(n, dtype);
+  }
   size_t kept = survivors(n), stream = has_index_stream() ? index_stream_bytes(index_form(n), n, kept) : 0;
   return stream + values.body_bytes(kept, dtype);
 }
 
 Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key, uint8_t* body,
                       size_t& body_bytes) const {
-  const size_t n = x.count, kept = survivors(n);
+  const size_t n = x.count;
+  size_t kept = survivors(n);
   body_bytes = values.body_bytes(kept, dtype);
-  if (n == 0) return Outcome::ok;
+  if (n == 0 && selection != Selection::threshold) return Outcome::ok;
   if (selection == Selection::all) return finite_or_not(values.encode(x, residual, dtype, step, body));
 
   topk::Candidates found;
@@ -161,6 +170,18 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
         return Outcome::out_of_memory;
       }
       break;
+    case Selection::threshold: {
+      auto selected = density > 0 && n > 0 ? threshold::select_about(x, residual, kept, found)
+                                           : threshold::select(x, residual, threshold, found);
+      if (selected == threshold::Selected::out_of_memory) return Outcome::out_of_memory;
+      if (selected == threshold::Selected::not_finite) return Outcome::not_finite;
+      kept = found.count;
+      const auto count = static_cast<uint32_t>(kept);
+      memcpy(body, &count, kCountBytes);
+      body += kCountBytes;
+      body_bytes = kCountBytes + values.body_bytes(kept, dtype);
+      break;
+    }
     default:
       if (!found.reserve(kept)) return Outcome::out_of_memory;
       finite = residual ? cast::accumulate(x, residual) : cast::all_finite(x);
@@ -169,7 +190,7 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
   }
   const uint32_t* index = found.index.get();
   if (has_index_stream()) {
-    size_t stream = index::encode(index_form(n), index, n, kept, body);
+    size_t stream = index::encode(index_form(n, kept), index, n, kept, body);
     body += stream;
     body_bytes += stream;
   }
@@ -182,48 +203,80 @@ Outcome Codec::encode(const Entries& x, float* residual, DType dtype, uint32_t s
   return Outcome::ok;
 }
 
-Fault Codec::measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const {
-  return index::measure_rice(body, available, n, survivors(n), bytes);
+Fault Codec::read_count(const uint8_t* body, size_t bytes, size_t n, size_t* kept) const {
+  uint32_t count;
+  if (bytes < kCountBytes) return kWrongBodySize;
+  memcpy(&count, body, kCountBytes);
+  *kept = count;
+  return count > n ? "the body states more survivors than there are entries" : nullptr;
 }
 
-Fault Codec::split(size_t bytes, DType dtype, size_t n, size_t* stream) const {
-  const size_t kept = survivors(n), value_bytes = values.body_bytes(kept, dtype);
-  const size_t most = body_bytes(n, dtype), least = is_fixed_size() ? most : value_bytes + rice_bytes_at_least(kept);
-  *stream = bytes - value_bytes;
-  return bytes < least || bytes > most ? "the body has not the size that its entries take" : nullptr;
+Fault Codec::measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const {
+  if (selection != Selection::threshold) return index::measure_rice(body, available, n, survivors(n), bytes);
+  size_t kept;
+  if (Fault fault = read_count(body, available, n, &kept)) return fault;
+  const IndexForm own = index_form(n, kept);
+  *bytes = index_stream_bytes(own, n, kept);
+  if (own == IndexForm::rice) {
+    Fault fault = index::measure_rice(body + kCountBytes, available - kCountBytes, n, kept, bytes);
+    if (fault != nullptr) return fault;
+  }
+  *bytes += kCountBytes;
+  return *bytes > available ? kWrongBodySize : nullptr;
+}
+
+Fault Codec::split(const uint8_t* body, size_t bytes, DType dtype, size_t n, Parts& parts) const {
+  parts = {survivors(n), body, 0, body};
+  if (selection == Selection::threshold) {
+    if (Fault fault = read_count(body, bytes, n, &parts.kept)) return fault;
+    parts.stream += kCountBytes;
+    bytes -= kCountBytes;
+  }
+  const size_t kept = parts.kept, value_bytes = values.body_bytes(kept, dtype);
+  size_t most = value_bytes, least = value_bytes;
+  if (has_index_stream()) {
+    const IndexForm own = index_form(n, kept);
+    const size_t stream = index_stream_bytes(own, n, kept);
+    most += stream;
+    least += own == IndexForm::rice ? rice_bytes_at_least(kept) : stream;
+  }
+  if (bytes < least || bytes > most) return kWrongBodySize;
+  parts.stream_bytes = bytes - value_bytes;
+  parts.values = parts.stream + parts.stream_bytes;
+  return nullptr;
 }
 
 Fault Codec::check(const uint8_t* body, size_t bytes, DType dtype, size_t n) const {
-  const size_t kept = survivors(n);
-  size_t stream;
-  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  Parts parts;
+  if (Fault fault = split(body, bytes, dtype, n, parts)) return fault;
   if (has_index_stream()) {
-    auto index = scratch<uint32_t>(kept);
-    if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) return fault;
+    auto index = scratch<uint32_t>(parts.kept);
+    const IndexForm own = index_form(n, parts.kept);
+    if (Fault fault = index::decode(own, parts.stream, parts.stream_bytes, n, parts.kept, index.get())) return fault;
   }
-  return values.check(body + stream, dtype, kept);
+  return values.check(parts.values, dtype, parts.kept);
 }
 
 Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out,
                     bool blank) const {
-  const size_t n = out.count, kept = survivors(n);
-  size_t stream;
-  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  const size_t n = out.count;
+  Parts parts;
+  if (Fault fault = split(body, bytes, dtype, n, parts)) return fault;
   if (selection == Selection::all) {
     Fault fault = values.check(body, dtype, n);
     if (fault == nullptr) values.decode(body, dtype, step, out);
     return fault;
   }
+  const size_t kept = parts.kept;
   auto index = scratch<uint32_t>(kept);
   if (!has_index_stream()) {
     index::draw(n, kept, mask_seed, step, 0, kept, index.get());
-  } else if (Fault fault = index::decode(index_form(n), body, stream, n, kept, index.get())) {
+  } else if (Fault fault = index::decode(index_form(n, kept), parts.stream, parts.stream_bytes, n, kept, index.get())) {
     return fault;
   }
-  body += stream;
-  if (Fault fault = values.check(body, dtype, kept)) return fault;
+  if (Fault fault = values.check(parts.values, dtype, kept)) return fault;
   auto value = scratch<float>(kept);
-  values.decode(body, dtype, step, {value.get(), DType::float32, kept, false, 1.0f});
+  values.decode(parts.values, dtype, step, {value.get(), DType::float32, kept, false, 1.0f});
   if (!out.accumulate && !blank) set_zero(out);
   index::scatter(index.get(), value.get(), kept, out);
   return nullptr;
@@ -232,11 +285,12 @@ Fault Codec::decode(const uint8_t* body, size_t bytes, DType dtype, uint32_t ste
 // Calls each(index, begin, count) for the survivors piece by piece: those from `begin`, at these indices; without
 // indices where every entry survives.
 template <class Each>
-Fault Codec::for_each_piece_of(const uint8_t* body, size_t stream, size_t n, uint32_t step, Each&& each) const {
-  const size_t kept = survivors(n), piece = values.piece();
+Fault Codec::for_each_piece_of(const Parts& parts, size_t n, uint32_t step, Each&& each) const {
+  const size_t kept = parts.kept, piece = values.piece();
   const bool travels = has_index_stream();
   auto index = scratch<uint32_t>(selection == Selection::all ? 0 : std::min(piece, kept));
-  index::Reader reader(travels ? index_form(n) : IndexForm::bitmap, body, stream, travels ? n : 0, travels ? kept : 0);
+  index::Reader reader(travels ? index_form(n, kept) : IndexForm::bitmap, parts.stream, parts.stream_bytes,
+                       travels ? n : 0, travels ? kept : 0);
   if (Fault fault = reader.start()) return fault;
   for (size_t begin = 0; begin < kept; begin += piece) {
     const size_t count = std::min(piece, kept - begin);
@@ -251,16 +305,14 @@ Fault Codec::for_each_piece_of(const uint8_t* body, size_t stream, size_t n, uin
 }
 
 Fault Codec::examine(const uint8_t* body, size_t bytes, DType dtype, size_t n, uint32_t step, Extent& extent) const {
-  const size_t kept = survivors(n);
-  size_t stream;
-  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
-  const uint8_t* coded = body + stream;
-  if (Fault fault = values.check(coded, dtype, kept)) return fault;
-  auto value = scratch<float>(std::min(values.piece(), kept));
+  Parts parts;
+  if (Fault fault = split(body, bytes, dtype, n, parts)) return fault;
+  if (Fault fault = values.check(parts.values, dtype, parts.kept)) return fault;
+  auto value = scratch<float>(std::min(values.piece(), parts.kept));
   double lanes[8] = {};
   uint32_t largest = 0;
-  Fault fault = for_each_piece_of(body, stream, n, step, [&](const uint32_t*, size_t begin, size_t count) {
-    values.decode(coded, dtype, step, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+  Fault fault = for_each_piece_of(parts, n, step, [&](const uint32_t*, size_t begin, size_t count) {
+    values.decode(parts.values, dtype, step, parts.kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     measure(value.get(), count, lanes, largest);
   });
   extent = {((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7])),
@@ -269,17 +321,16 @@ Fault Codec::examine(const uint8_t* body, size_t bytes, DType dtype, size_t n, u
 }
 
 Fault Codec::add(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out) const {
-  const size_t n = out.count, kept = survivors(n);
-  size_t stream;
-  if (Fault fault = split(bytes, dtype, n, &stream)) return fault;
+  const size_t n = out.count;
+  Parts parts;
+  if (Fault fault = split(body, bytes, dtype, n, parts)) return fault;
   if (selection == Selection::all) {
     values.decode(body, dtype, step, out);
     return nullptr;
   }
-  const uint8_t* coded = body + stream;
-  auto value = scratch<float>(std::min(values.piece(), kept));
-  return for_each_piece_of(body, stream, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
-    values.decode(coded, dtype, step, kept, begin, {value.get(), DType::float32, count, false, 1.0f});
+  auto value = scratch<float>(std::min(values.piece(), parts.kept));
+  return for_each_piece_of(parts, n, step, [&](const uint32_t* index, size_t begin, size_t count) {
+    values.decode(parts.values, dtype, step, parts.kept, begin, {value.get(), DType::float32, count, false, 1.0f});
     index::scatter(index, value.get(), count, out);
   });
 }

@@ -9,6 +9,7 @@
 #include "sign/operation.h"
 #include "tensor.h"
 #include "ternary/operation.h"
+#include "threshold/operation.h"
 #include "topk/operation.h"
 
 namespace tersegrad {
@@ -48,26 +49,31 @@ struct Extent {
 };
 
 struct Codec {
-  enum class Selection { all, topk, chunks, random } selection = Selection::all;
+  enum class Selection { all, topk, chunks, random, threshold } selection = Selection::all;
   ValueCodec values;
-  double density = 0;      // topk, random: share of the entries, or zero for
+  double density = 0;      // topk, random, threshold: share of the entries, or zero for
   size_t k = 0;            // their number; of each chunk for chunks
   size_t chunk = 0;        // chunks
-  int form = 0;            // topk, chunks: an IndexForm, or zero for the smallest of fixed size
+  int form = 0;            // topk, chunks, threshold: an IndexForm, or zero for the smallest of fixed size
   uint64_t mask_seed = 0;  // random
+  float threshold = 0;     // threshold: without a density
 
+  // How many there are; for threshold about, since a body states it.
   size_t survivors(size_t n) const;
-  IndexForm index_form(size_t n) const;
-  bool has_index_stream() const { return selection == Selection::topk || selection == Selection::chunks; }
+  IndexForm index_form(size_t n) const { return index_form(n, survivors(n)); }
+  bool has_index_stream() const { return selection != Selection::all && selection != Selection::random; }
   // Whether body_bytes is the size of every body, and not a bound on it.
-  bool is_fixed_size() const { return !has_index_stream() || tersegrad::is_fixed_size(static_cast<IndexForm>(form)); }
+  bool is_fixed_size() const {
+    return !has_index_stream() ||
+           (selection != Selection::threshold && tersegrad::is_fixed_size(static_cast<IndexForm>(form)));
+  }
   size_t body_bytes(size_t n, DType dtype) const;
 
   // Writes the body and tells its size; a residual is added to x and left holding what the body does not carry.
   // `last_key` as in topk::select.
   Outcome encode(const Entries& x, float* residual, DType dtype, uint32_t step, uint32_t& last_key, uint8_t* body,
                  size_t& body_bytes) const;
-  // Without a fixed size: how many of the `available` bytes are the index stream of the body that starts there.
+  // Without a fixed size: how many of the `available` bytes come before the values of the body that starts there.
   Fault measure_stream(const uint8_t* body, size_t available, size_t n, size_t* bytes) const;
   // What is wrong with a body of `n` entries, if anything. decode checks too, before it writes.
   Fault check(const uint8_t* body, size_t bytes, DType dtype, size_t n) const;
@@ -81,11 +87,22 @@ struct Codec {
   Fault add(const uint8_t* body, size_t bytes, DType dtype, uint32_t step, const Output& out) const;
 
  private:
-  // The bytes of the index stream in a body of `bytes`: what the values leave. A body that is too short for its
-  // indices is refused here, before memory is taken for them.
-  Fault split(size_t bytes, DType dtype, size_t n, size_t* stream) const;
+  // Where the parts of a body lie.
+  struct Parts {
+    size_t kept;
+    const uint8_t* stream;
+    size_t stream_bytes;
+    const uint8_t* values;
+  };
+
+  IndexForm index_form(size_t n, size_t kept) const;
+  // The number of survivors that a body states.
+  Fault read_count(const uint8_t* body, size_t bytes, size_t n, size_t* kept) const;
+  // The index stream is what the values leave. A body that is too short for its indices is refused here, before memory
+  // is taken for them.
+  Fault split(const uint8_t* body, size_t bytes, DType dtype, size_t n, Parts& parts) const;
   template <class Each>
-  Fault for_each_piece_of(const uint8_t* body, size_t stream, size_t n, uint32_t step, Each&& each) const;
+  Fault for_each_piece_of(const Parts& parts, size_t n, uint32_t step, Each&& each) const;
 };
 
 }  // namespace tersegrad

@@ -24,8 +24,7 @@ CUDA = pytest.param(
 )
 #: For `pytest.mark.parametrize("device", ...)`.
 DEVICES = ("emulated", CUDA)
-EVERYWHERE = ("cpu", *DEVICES)
-#: The module that stands in for `tersegrad._cuda`: its own sources, on the host.
+#: What stands in for `tersegrad._cuda`: its own sources, on the host.
 EMULATION: Any = EMULATED
 
 #: One of each kind that has a form on the device.

@@ -31,6 +31,8 @@ def small_messages() -> list[bytes]:
         tg.TopK(k=2**32 - 1),
         tg.TopK(k=2**32 - 1, indices="rice"),
         tg.TopK(k=7000, values=tg.Ternary(block_size=65536), indices="rice"),
+        tg.Threshold(value=1.0),
+        tg.Threshold(value=1.0, values=tg.Sign(block_size=65536), indices="rice"),
         tg.ChunkTopK(k=1, chunk=65536),
         tg.Sign(block_size=65536),
         tg.Rotated(0.1, block=65536),

@@ -45,6 +45,7 @@ from reference_numbers import (
     widen,
 )
 from reference_rotated import Rotated
+from reference_threshold import threshold_of
 
 # What the tests use of the other files.
 __all__ = ["RefusedError", "Rotated", "accumulate", "low_bits", "philox"]
@@ -100,6 +101,14 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    value: float | None = None
+    density: float | None = None
+    values: Any = None
+    indices: str = "auto"
+
+
+@dataclass(frozen=True)
 class ChunkTopK:
     k: int = 64
     chunk: int = 4096
@@ -126,6 +135,7 @@ CODEC_IDS = {
     "Ternary": 8,
     "Rotated": 10,
     "Integers": 15,
+    "Threshold": 16,
 }
 VALUE_CODECS = ("Identity", "Cast", "Quantize", "Sign", "Ternary", "Integers")
 
@@ -156,6 +166,11 @@ def select(codec: Any, a: np.ndarray, step: int) -> np.ndarray:
     n = len(a)
     if kind_of(codec) == "RandomK":
         return random_indices(n, count_of(codec, n), codec.seed, step)
+    if kind_of(codec) == "Threshold":
+        if codec.density is None or n == 0:
+            return np.flatnonzero(np.abs(a) >= np.float32(codec.value or 0))
+        k = min(n, max(1, round(codec.density * n)))
+        return np.flatnonzero(np.abs(a) >= threshold_of(a, k))
     rank = np.uint32(0x7FFFFFFF) - key(
         a
     )  # ascending rank is descending key; a stable sort keeps lower indices first
@@ -173,7 +188,7 @@ def select(codec: Any, a: np.ndarray, step: int) -> np.ndarray:
 
 
 def is_fixed_size(codec: Any) -> bool:
-    return getattr(codec, "indices", "") != "rice"
+    return getattr(codec, "indices", "") != "rice" and kind_of(codec) != "Threshold"
 
 
 def body_size(codec: Any, n: int, dtype: str) -> int:
@@ -323,7 +338,9 @@ def encode_body(codec: Any, a: np.ndarray, dtype: str, step: int) -> bytes:
     values = encode_body(values_of(codec), a[indices], dtype, step)
     if kind == "RandomK":
         return values
-    return encode_indices(index_form(codec.indices, len(a), len(indices)), indices, len(a)) + values
+    count = struct.pack("<I", len(indices)) if kind == "Threshold" else b""
+    form = index_form(codec.indices, len(a), len(indices))
+    return count + encode_indices(form, indices, len(a)) + values
 
 
 def read_values(body: bytes, n: int, dtype: str) -> np.ndarray:
@@ -368,13 +385,20 @@ def decode_body(codec: Any, body: bytes, n: int, dtype: str, step: int) -> np.nd
             return saturate(codes.astype(np.float32) * unit_of(codec), dtype)
     if kind == "Rotated":
         return saturate(rotated.decode(codec, body, n, step), dtype)
-    k = count_of(codec, n)
+    if kind == "Threshold":
+        refuse_unless(len(body) >= 4, "too short for its count")
+        k, body = struct.unpack_from("<I", body)[0], body[4:]
+        refuse_unless(k <= n, f"{k} of {n} entries")
+    else:
+        k = count_of(codec, n)
     if kind == "RandomK":
         indices, values = random_indices(n, k, codec.seed, step), body
     else:
         form = index_form(codec.indices, n, k)
         split = len(body) - body_size(values_of(codec), k, dtype)
         refuse_unless(split >= 0, "too short for its values")
+        if kind == "Threshold" and form != 4:
+            refuse_unless(split == index_bytes(form, n, k), f"a stream of {split} bytes")
         indices, values = decode_indices(form, body[:split], n, k), body[split:]
     decoded = np.zeros(n, np.float32)
     decoded[indices] = decode_body(values_of(codec), values, k, dtype, step)
@@ -403,6 +427,8 @@ def parameters(codec: Any, n: int, step: int) -> bytes:
         return struct.pack("<BBHQI", rotated.width_of(codec), log2, share, codec.seed, step)
     inner = values_of(codec)
     word = bytes([CODEC_IDS[kind_of(inner)]]) + parameters(inner, 0, 0).ljust(3, b"\0")
+    if kind == "Threshold":
+        return struct.pack("<B3x", INDEX_FORMS.get(codec.indices, 0)) + word
     if kind == "RandomK":
         return struct.pack("<IQI", count_of(codec, n), codec.seed, step) + word
     form = index_form(codec.indices, n, count_of(codec, n))
@@ -442,6 +468,11 @@ def read_codec(
         least = math.ceil(0.1 * 2**log2)
         refuse_unless(not share or (bits == 1 and least <= share < 2**log2), f"{share} sent")
         codec = Rotated(share / 2**log2 if share else bits, 2**log2, seed=seed)
+    elif kind == "Threshold":
+        forms = {form: name for name, form in INDEX_FORMS.items()} | {0: "auto"}
+        refuse_unless(raw[0] in forms, f"index form {raw[0]}")
+        inner, _ = read_codec(raw[4], raw[5:8], n, VALUE_CODECS)
+        codec = Threshold(value=0.0, values=inner, indices=forms[raw[0]])
     else:
         k = struct.unpack_from("<I", raw)[0]
         word = raw[16:20] if kind == "RandomK" else raw[8:12]

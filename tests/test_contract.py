@@ -27,4 +27,5 @@ def test_every_codec_of_the_package_is_in_the_list() -> None:
         tg.RandomK,
         tg.Ternary,
         tg.Integers,
+        tg.Threshold,
     }

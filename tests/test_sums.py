@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,13 @@ def test_messages_add_tensor_by_tensor() -> None:
         ]
         assert_same_bits(restored[position], tg.decompress(tg.add(parts)))
     assert len(tg.add([tg.compress_many([], codecs[0])])) == 0
+
+
+def test_the_examples_of_the_document_run() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "sums.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(blocks) == 2
+    exec("\n".join(blocks), {})
 
 
 def test_empty_and_single_entries_add() -> None:

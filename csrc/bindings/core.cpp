@@ -94,15 +94,17 @@ ValueCodec value_codec(const std::string& kind, int wire, int bits, size_t block
 }
 
 Codec codec(const std::string& selection, const ValueCodec& values, double density, size_t k, size_t chunk, int form,
-            uint64_t mask_seed) {
+            uint64_t mask_seed, float threshold) {
   using Selection = Codec::Selection;
-  Selection chosen = selection == "topk"     ? Selection::topk
-                     : selection == "chunks" ? Selection::chunks
-                     : selection == "random" ? Selection::random
-                                             : Selection::all;
+  Selection chosen = selection == "topk"        ? Selection::topk
+                     : selection == "chunks"    ? Selection::chunks
+                     : selection == "random"    ? Selection::random
+                     : selection == "threshold" ? Selection::threshold
+                                                : Selection::all;
+  require(is_finite_key(bits_of(threshold)), "threshold must be from zero to the largest float32");
   require(density >= 0 && density <= 1 && form >= 0 && form <= 4, "density or index form out of range");
   require(chosen != Selection::chunks || (k > 0 && k <= chunk && chunk <= 65536), "need 0 < k <= chunk <= 65536");
-  return {chosen, values, density, k, chunk, form, mask_seed};
+  return {chosen, values, density, k, chunk, form, mask_seed, threshold};
 }
 
 py::tuple encode(const Codec& codec, const py::array& x, std::optional<py::array> residual, int dtype, uint32_t step,
@@ -352,7 +354,7 @@ PYBIND11_MODULE(_core, m) {
            "threshold"_a = 0.0f, "scale"_a = 1.0f, "limit"_a = 1.0f, "kept"_a = 0, "unbiased"_a = true);
   py::class_<Codec>(m, "Codec")
       .def(py::init(&codec), "selection"_a, "values"_a, "density"_a = 0.0, "k"_a = 0, "chunk"_a = 0, "form"_a = 0,
-           "mask_seed"_a = 0)
+           "mask_seed"_a = 0, "threshold"_a = 0.0f)
       .def("survivors", &Codec::survivors, "n"_a)
       .def(
           "form", [](const Codec& c, size_t n) { return static_cast<int>(c.index_form(n)); }, "n"_a)

@@ -79,6 +79,13 @@ TG_SPEC uint64_t index_stream_bytes(IndexForm form, uint64_t n, uint64_t k) {
   }
 }
 
+// The most that any number of indices takes; form zero is the smallest of fixed size. With l = floor(log2(n / k))
+// Elias- Fano takes about n (l + 2) / 2^l bits, most for l = 0, and Rice codes are bounded by those of k = n.
+TG_SPEC uint64_t index_bytes_at_most(IndexForm form, uint64_t n) {
+  if (static_cast<int>(form) == 0) form = IndexForm::bitmap;
+  return index_stream_bytes(form, n, n) + (form == IndexForm::elias_fano ? 2 : 0);
+}
+
 // The smallest form of fixed size; the lowest number among equals.
 TG_SPEC IndexForm smallest_index_form(uint64_t n, uint64_t k) {
   IndexForm best = IndexForm::elias_fano;

@@ -9,6 +9,7 @@
 #include "../quantize/kernel.h"
 #include "../rotate/kernel.h"
 #include "../sign/kernel.h"
+#include "../threshold/kernel.h"
 #include "../topk/kernel.h"
 
 #define TG_PER_DTYPE(kernel) {kernel<DType::float32>, kernel<DType::float16>, kernel<DType::bfloat16>}
@@ -47,6 +48,8 @@
       unrotate_block,                            \
       TG_PER_ROTATION_WIDTH(quantize_rotated),   \
       TG_PER_ROTATION_WIDTH(dequantize_rotated), \
+      sum_of_squares,                            \
+      moments,                                   \
       crc32c,                                    \
   };                                             \
   }

@@ -20,9 +20,11 @@ from .codecs import (
     Rotated,
     Sign,
     Ternary,
+    Threshold,
     TopK,
     Zstd,
 )
+from .ef21 import EF21, EF21Receiver
 from .errors import (
     BackendError,
     BudgetError,
@@ -43,6 +45,7 @@ from .tune import AdaptiveCodec
 __version__ = "0.1.0"
 
 __all__ = [
+    "EF21",
     "AdaptiveCodec",
     "BackendError",
     "BudgetError",
@@ -50,6 +53,7 @@ __all__ = [
     "ChunkTopK",
     "Codec",
     "CodecError",
+    "EF21Receiver",
     "ErrorFeedback",
     "Identity",
     "InputError",
@@ -65,6 +69,7 @@ __all__ = [
     "StateError",
     "Ternary",
     "TersegradError",
+    "Threshold",
     "TopK",
     "Zstd",
     "add",

@@ -44,7 +44,7 @@ class ValueCodec:
     ) -> None: ...
 
 class Codec:
-    """A codec as one native call: `selection` is all, topk, chunks or random."""
+    """A codec as one native call: `selection` is all, topk, chunks, random or threshold."""
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Codec:
         chunk: int = 0,
         form: int = 0,
         mask_seed: int = 0,
+        threshold: float = 0.0,
     ) -> None: ...
     def survivors(self, n: int) -> int: ...
     def form(self, n: int) -> int: ...

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .buffers import ITEM_BYTES
+from .buffers import ITEM_BYTES, Bytes
 from .codec import Codec
 from .codecs.sparse import Sparse
 from .codecs.zstd import Zstd
@@ -96,7 +96,7 @@ def inspect_bytes(data: bytes) -> dict[str, Any]:
             codec._check(body, math.prod(shape), dtype, step)
         except PayloadError as error:
             raise PayloadError(f"tensor {position}: {error}") from error
-        rows.append(_tensor(codec, dtype, shape, body.size))
+        rows.append(_tensor(codec, dtype, shape, body))
     original = sum(row["original_bytes"] for row in rows)
     return {
         "kind": kind,
@@ -111,10 +111,10 @@ def inspect_bytes(data: bytes) -> dict[str, Any]:
     }
 
 
-def _tensor(codec: Codec, dtype: str, shape: tuple[int, ...], body_bytes: int) -> dict[str, Any]:
-    entries = math.prod(shape)
+def _tensor(codec: Codec, dtype: str, shape: tuple[int, ...], body: Bytes) -> dict[str, Any]:
+    entries, body_bytes = math.prod(shape), body.size
     plain = codec.inner if isinstance(codec, Zstd) else codec
-    sent = plain._native.survivors(entries) if isinstance(plain, Sparse) else entries
+    sent = plain._sent(body, entries) if isinstance(plain, Sparse) else entries
     original = entries * ITEM_BYTES[dtype]
     return {
         "codec": codec.to_dict(),

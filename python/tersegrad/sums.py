@@ -38,8 +38,8 @@ def add(sources: Sequence[Any], *, wrap: bool = False) -> Any:
     Returns
     -------
     Payload or Message
-        With the codec and step of the first. The number of payloads does not travel: pass ``scale=1 / count`` to
-        `decompress` for their mean.
+        With the codec and step of the first, on the CPU: payloads on a device are fetched. The number of payloads does not travel: pass
+        ``scale=1 / count`` to `decompress` for their mean.
 
     Raises
     ------

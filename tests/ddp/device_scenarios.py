@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from by_hand import buckets
 from ddp_workers import (
     CODEC,
     DDP,
@@ -163,3 +164,13 @@ def device_failures(rank: int) -> Any:
         results["nan"] = all(bool(p.grad.isnan().all()) for p in model.parameters())
         results["wrong"] = message_of(state.stats, StateError)
     return results
+
+
+@scenario()
+def buckets_by_hand(rank: int) -> Any:
+    """What the tests on a GPU do, on the host and its emulation of a device."""
+    place = torch.device("cpu")
+    return {
+        exchange: both(lambda exchange=exchange: buckets(rank, place, exchange))
+        for exchange in ("all_gather", "two_step")
+    }

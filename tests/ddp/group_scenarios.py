@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +134,29 @@ def failing_leader(rank: int) -> Any:
     if rank % 2 == 0:
         no_leader = message_of(loss_of(model, batch(rank, 0)).backward, tg.StateError)
     return {"broken": broken, "kept": kept, "skipped": state.skipped, "no leader": no_leader}
+
+
+@scenario(world_size=4)
+def failing_rule_in_a_node(rank: int) -> Any:
+    """A rule raises on one rank, that leads its node or does not, at the first bucket or a later one."""
+    found = {}
+    pair = nodes(rank)
+    for broken in (3, 2):
+        for name in ("0.bias", "14.weight"):
+
+            def choose(
+                parameter: str, _: torch.Tensor, broken: int = broken, at: str = name
+            ) -> tg.Codec | None:
+                if rank == broken and parameter == at:
+                    raise ArithmeticError("the rule is broken")
+                return None
+
+            model = small_buckets(deep_model())
+            hooked(model, rules=choose, process_group=pair, exchange="all_gather")
+            begin = time.monotonic()
+            message = message_of(loss_of(model, batch(rank, 0)).backward, Exception)
+            found[f"{broken} {name}"] = {"says": message, "took": time.monotonic() - begin}
+    return found
 
 
 def total_of(states: list[dict[str, Any]], name: str) -> torch.Tensor:

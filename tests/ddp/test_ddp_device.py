@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from by_hand import on_cuda
 from ddp_workers import Results, same, same_tensors
+from devices import CUDA
 
 
 def test_weights_and_memory_are_those_of_the_hook_on_the_host(run: Results) -> None:
@@ -45,3 +52,40 @@ def test_what_does_not_fit_is_nan_at_once_and_an_error_when_the_host_asks(run: R
         assert ".cpu()" in result["no form"]
         assert result["nan"] is True
         assert "another layout or step" in result["wrong"]
+
+
+def assert_same_results(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert got["skipped"] == expected["skipped"] == 1
+    assert len(got["means"]) == len(expected["means"]) == 12
+    for mean, other in zip(got["means"], expected["means"], strict=True):
+        assert torch.equal(mean.isnan(), other.isnan())
+        assert torch.equal(mean.nan_to_num(), other.nan_to_num())
+    assert same_tensors(got["memory"], expected["memory"])
+
+
+@pytest.mark.parametrize("exchange", ["all_gather", "two_step"])
+def test_buckets_by_hand_give_the_same_means_there(run: Results, exchange: str) -> None:
+    for result in run("buckets_by_hand"):
+        assert_same_results(result[exchange]["device"], result[exchange]["host"])
+
+
+@pytest.mark.cuda
+@CUDA.marks[1]
+@pytest.mark.parametrize("exchange", ["all_gather", "two_step"])
+def test_two_processes_on_one_gpu_give_the_means_of_the_host(
+    run: Results, exchange: str, tmp_path: Path
+) -> None:
+    """Through gloo, which takes CUDA tensors by way of the host."""
+    expected = [result[exchange]["host"] for result in run("buckets_by_hand")]
+    for got, host in zip(on_cuda(tmp_path, "gloo", 2, exchange), expected, strict=True):
+        assert_same_results(got, host)
+
+
+@pytest.mark.cuda
+@CUDA.marks[1]
+@pytest.mark.parametrize("exchange", ["all_gather", "two_step"])
+def test_one_rank_of_nccl_waits_for_nothing(exchange: str, tmp_path: Path) -> None:
+    """torch raises in the last step if anything waits."""
+    (result,) = on_cuda(tmp_path, "nccl", 1, exchange)
+    assert result["skipped"] == 1
+    assert bool(result["means"][-1].isfinite().all())

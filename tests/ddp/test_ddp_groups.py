@@ -51,6 +51,14 @@ def test_a_leader_that_fails_stops_every_rank_of_every_node(run: Results) -> Non
     assert "leader of this node failed" in fourth
 
 
+def test_a_rule_that_fails_on_one_rank_of_a_node_stops_all_nodes_at_once(run: Results) -> None:
+    for rank, result in enumerate(run("failing_rule_in_a_node")):
+        for name, found in result.items():
+            assert found["took"] < 30, (rank, name)  # the groups' own limit is 60
+            assert found["says"]
+            assert ("the rule is broken" in found["says"]) == (str(rank) == name[0])
+
+
 def test_a_bad_number_inside_a_node_undoes_the_step_in_all_nodes(run: Results) -> None:
     for result in run("failing_leader"):
         assert result["kept"]

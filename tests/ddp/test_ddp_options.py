@@ -95,11 +95,15 @@ def test_a_rule_looks_at_name_size_and_dimension() -> None:
     assert not Rule(tg.Sign(), ndim=1).fits("w", weight)
 
 
-def test_a_rule_that_fits_nothing_is_mentioned(caplog: pytest.LogCaptureFixture) -> None:
-    rules = {"*.bias": tg.Identity(), "*.wieght": tg.Sign()}
-    CompressionState(tg.Sign(), torch.nn.Sequential(torch.nn.Linear(2, 2)), rules=rules)
-    assert len(caplog.messages) == 1
-    assert "*.wieght" in caplog.messages[0]
+def test_a_rule_that_decides_for_nothing_is_an_error_that_names_it() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    for rules, reason in (
+        ({"*.bias": tg.Identity(), "*.wieght": tg.Sign()}, r"fits the rule .*wieght.*0\.weight"),
+        ({"*": tg.Sign(), "*.bias": tg.Identity()}, r"\*\.bias.*earlier rules fit 0\.bias"),
+    ):
+        with pytest.raises(tg.StateError, match=reason):
+            CompressionState(tg.Sign(), model, rules=rules)
+    CompressionState(tg.Sign(), model, rules={"*.bias": tg.Identity(), "*": tg.Sign()})
 
 
 def test_rules_need_names() -> None:

@@ -87,6 +87,10 @@ Codec read_codec(Input& input, size_t n) {
   const uint32_t choice = input.byte(), shape = input.byte();
   codec.selection = static_cast<Codec::Selection>(choice & 3);
   codec.form = static_cast<int>(shape & 16 ? IndexForm::rice : static_cast<IndexForm>(choice >> 2 & 3));
+  if (codec.selection == Codec::Selection::all && shape & 16) {  // which says nothing where no indices travel
+    codec.selection = Codec::Selection::threshold;
+    codec.form = static_cast<int>(shape & 128 ? IndexForm::rice : static_cast<IndexForm>(choice >> 2 & 3));
+  }
   codec.values.kind = shape & 32 ? ValueCodec::Kind::ternary : static_cast<ValueCodec::Kind>(choice >> 4 & 3);
   if (shape & 64) codec.values.kind = kLaterKinds[choice >> 4 & 3];
   codec.values.wire = static_cast<DType>(1 + (choice >> 6) % 3);
@@ -136,9 +140,14 @@ void try_body(Input& input, uint32_t head) {
   }
   require(late == nullptr, "add takes what examine took");
   if (!codec.is_fixed_size()) {
-    size_t stream;
+    size_t stream, kept = codec.survivors(n);
+    if (codec.selection == Codec::Selection::threshold) {
+      uint32_t count;
+      memcpy(&count, body.data(), sizeof count);
+      kept = count;
+    }
     require(codec.measure_stream(body.data(), size, n, &stream) == nullptr, "an accepted stream can be measured");
-    require(stream + codec.values.body_bytes(codec.survivors(n), dtype) == size, "a body ends where it is measured");
+    require(stream + codec.values.body_bytes(kept, dtype) == size, "a body ends where it is measured");
   }
   uint32_t largest = 0;
   for (size_t i = 0; i < n; ++i) {

@@ -17,7 +17,9 @@ HERE = Path(__file__).resolve().parent
 SELECTIONS = {tg.TopK: 1, tg.ChunkTopK: 2, tg.RandomK: 3}
 KINDS = {tg.Identity: 0, tg.Cast: 1, tg.Quantize: 2, tg.Sign: 3, tg.Ternary: 0}
 LATER_KINDS = {tg.Integers: 0, tg.Rotated: 1}
-QUARTER, RICE, TERNARY, LATER = 4, 16, 32, 64  # bits of the shape, before form and kind
+# Bits of the shape, before form and kind.
+QUARTER, RICE, TERNARY, LATER, DENSITY = 4, 16, 32, 64, 128
+THRESHOLD = RICE  # where nothing is selected
 BLOCKS = {64: 0, 256: 1, 1024: 2, 4096: 3}
 
 
@@ -42,6 +44,8 @@ def head_of(payload: tg.Payload) -> bytes:
         shape |= {8: 0, 4: 1, 2: 2, 16: 1, 32: 2}[getattr(values, "bits", 8)] << 2
     shape |= RICE * rice | TERNARY * isinstance(values, tg.Ternary)
     shape |= LATER * (type(values) in LATER_KINDS)
+    if isinstance(codec, tg.Threshold):
+        shape = shape & ~RICE | THRESHOLD | DENSITY * rice
     k = getattr(codec, "k", 1)
     # 605 entries are 151 << 2 and one: the lowest bit of 151, under a mask of one.
     dtype = DTYPE_CODES[payload.dtype] - 1

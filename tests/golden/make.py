@@ -83,6 +83,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rotated-3": ("Rotated", {"bits": 3, "block": 256}),
     "rotated-4": ("Rotated", {"bits": 4}),
     "rotated-quarter": ("Rotated", {"bits": 0.25, "block": 256, "seed": 7}),
+    "threshold": ("Threshold", {"value": 0.75}),
+    "threshold-density": (
+        "Threshold",
+        {"density": 0.1, "values": ("Quantize", {"bits": 4}), "indices": "elias-fano"},
+    ),
+    "threshold-rice": ("Threshold", {"density": 0.2, "indices": "rice"}),
+    "threshold-none": ("Threshold", {"value": 1e6, "indices": "bitmap"}),
 }  # fmt: skip
 
 

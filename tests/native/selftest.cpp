@@ -17,7 +17,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 55;
+constexpr size_t kKernels = 57;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -297,20 +297,32 @@ uint64_t rotate_family(const Kernels& kernels, size_t n) {
   hash.add(words);
   for (size_t power = 1; power <= n && power <= 4096; power *= 2) {
     Floats z(power);
-    kernels.rotate(a.data() + (n - power), power, words.data(), 1984, 0.37f, z.data());
+    kernels.rotate(a.data() + (n - power), power, words.data(), 1984, 0.37f, z.data(), nullptr);
     hash.add(z);
-    kernels.unrotate(z.data(), power, words.data(), 64, 0.125f, 1e38f);
+    kernels.unrotate(z.data(), power, words.data(), 64, 0.125f, 1e38f, nullptr);
     hash.add(z);
   }
   for (int bits = 1; bits <= kRotationWidths; ++bits) {
     Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
     RotationSums sums{};
     if (n > 0) sums = kernels.quantize_rotated[bits - 1](a.data(), n, codes.data());
-    for (float sum : {sums.squares, sums.products, sums.levels}) hash.add(bits_of(sum));
+    for (float sum : {sums.squares, sums.products}) hash.add(bits_of(sum));
     hash.add(codes);
     Floats decoded(n);
     kernels.dequantize_rotated[bits - 1](codes.data(), n, decoded.data());
     hash.add(decoded);
+    hash.add(bits_of(kernels.sum_of_squares(decoded.data(), n)));
+  }
+  return hash.state();
+}
+
+uint64_t threshold_family(const Kernels& kernels, size_t n) {
+  Hash hash;
+  for (const Floats& a : {finite_floats(n, 1), finite_floats(n, 2)}) {
+    const Moments own = kernels.moments(a.data(), n);
+    hash.add(bits_of(own.sum));
+    hash.add(bits_of(own.squares));
+    hash.add(own.max_key);
   }
   return hash.state();
 }
@@ -426,6 +438,15 @@ std::vector<Codec> index_codecs() {
           sparse(Selection::topk, 0.03, 0, kPlain, 1), sparse(Selection::topk, 0.03, 0, kPlain, 2),
           sparse(Selection::topk, 0.03, 0, kPlain, 3), sparse(Selection::topk, 0.3, 0, kPlain, 1)};
 }
+Codec above(float threshold, double density, const ValueCodec& values, int form) {
+  Codec codec = sparse(Selection::threshold, density, 0, values, form);
+  codec.threshold = threshold;
+  return codec;
+}
+std::vector<Codec> threshold_codecs() {
+  return {above(0.75f, 0, kPlain, 0), above(0, 0.01, quantized(4, 64, false), 4), above(0, 0.2, kPlain, 1),
+          above(1e9f, 0, signs(64), 2), above(0, 0.001, kPlain, 3)};
+}
 std::vector<Codec> rice_codecs() {
   return {sparse(Selection::topk, 0.01, 0, kPlain, 4), sparse(Selection::topk, 0.3, 0, ternary_digits(64, 0), 4),
           sparse(Selection::chunks, 0, 3, quantized(4, 64, false), 4)};
@@ -524,6 +545,7 @@ int main() {
                              {"ternary", nullptr, ternary_codecs()},
                              {"index", nullptr, index_codecs()},
                              {"rice", nullptr, rice_codecs()},
+                             {"threshold", threshold_family, threshold_codecs()},
                              {"crc", crc_family, {}}};
   for (const Family& family : families) {
     const uint64_t expected = hash_of(family, *available().back());  // scalar, by the definitions

@@ -8,6 +8,7 @@ from .random_k import RandomK
 from .rotated import Rotated
 from .sign import Sign
 from .ternary import Ternary
+from .threshold import Threshold
 from .topk import TopK
 from .zstd import Zstd
 
@@ -21,6 +22,7 @@ __all__ = [
     "Rotated",
     "Sign",
     "Ternary",
+    "Threshold",
     "TopK",
     "Zstd",
 ]

@@ -76,6 +76,10 @@ class Sparse(Native):
                 f"{name}: a value codec needs a fixed size, which {values} has not; put it around the sparse codec"
             )
 
+    def _sent(self, body: Bytes, n: int) -> int:
+        """How many entries a body holds."""
+        return self._native.survivors(n)
+
     def _value_word(self) -> bytes:
         codec = self._value_codec
         return bytes([codec.id]) + codec._params().ljust(VALUE_PARAMETER_BYTES, b"\0")
@@ -178,9 +182,10 @@ class Sparse(Native):
         codec._check(body[stream:], self._native.survivors(n), dtype, step)
 
     def _examine(self, body: Bytes, n: int, dtype: str, step: int) -> tuple[float, float]:
-        codec, stream = self._value_codec, body.size - self._value_bytes(n, dtype)
+        codec = self._value_codec
         if isinstance(codec, Dense):
             return super()._examine(body, n, dtype, step)
+        stream = body.size - self._value_bytes(n, dtype)
         self._indices(body[:stream], n, step)
         return codec._examine(body[stream:], self._native.survivors(n), dtype, step)
 

@@ -21,6 +21,7 @@ from ..codec import (
 from ..errors import BackendError, CodecError, PayloadError
 from .check import check_integer
 from .native import Native
+from .threshold import Threshold
 
 _LENGTH = struct.Struct("<I")  # of the frame; 0: the values are as they were
 
@@ -38,7 +39,7 @@ class Zstd(Codec, id=9):
     Parameters
     ----------
     inner : Codec
-        A codec of this package, except `RandomK`.
+        A codec of this package, except `RandomK` and `Threshold`.
     level : int
         1 to 19; beyond 1 gains little on gradients.
     """
@@ -48,7 +49,7 @@ class Zstd(Codec, id=9):
 
     def __post_init__(self) -> None:
         inner = self.inner
-        if not (isinstance(inner, Native) and inner._is_native):
+        if not (isinstance(inner, Native) and inner._is_native) or isinstance(inner, Threshold):
             raise CodecError(f"Zstd: inner must be a codec such as Quantize(4), not {inner!r}")
         if len(inner._wire_params(1, 0)) >= PARAMETER_BYTES:
             raise CodecError(f"Zstd: {type(inner).__name__} has too many parameters")

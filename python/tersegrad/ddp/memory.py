@@ -143,9 +143,9 @@ class Memory:
     def bind(self, model: torch.nn.Module) -> None:
         """Take the names of `model`; forget the parameters that it does not have."""
         named = {}
-        for name, parameter in bare(model).named_parameters():
+        for name, parameter in named_in(model).items():
             entry = self.of(parameter)
-            entry.name = name.replace("_orig_mod.", "")
+            entry.name = name
             named[id(parameter)] = entry
         self._entries = named
         self._plans = {}
@@ -260,3 +260,9 @@ def bare(model: torch.nn.Module) -> torch.nn.Module:
             model = inner
         else:
             return model
+
+
+def named_in(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters by the names that the bare model gives them."""
+    named = bare(model).named_parameters()
+    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}

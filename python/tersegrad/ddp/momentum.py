@@ -9,6 +9,7 @@ import torch
 
 from ..device import of
 from ..errors import StateError
+from ..momentum import advance
 from .memory import Entry, Memory
 
 
@@ -71,7 +72,5 @@ class MomentumCorrection:
     def step(self, memory: Memory, entry: Entry, gradient: torch.Tensor) -> torch.Tensor:
         """The velocity's next step: what takes the gradient's place, flat float32."""
         before, now = memory.advance(entry.velocity_of())
-        # One operation at a time: a fused multiply-add would differ between processors.
-        torch.mul(before, self.momentum, out=now)
-        now.add_(gradient)
-        return now.mul(self.momentum).add_(gradient) if self.nesterov else now
+        after: torch.Tensor = advance(before, now, gradient, self.momentum, self.nesterov)
+        return after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from .. import Codec
-from ..errors import InputError
+from ..errors import InputError, StateError
 from ..exchange import DTYPES
 from .coding import Coder, Task
 from .exchange import EXCHANGES, dense_received_bytes
@@ -98,6 +99,8 @@ class Reducer:
                 later = groups.copy("hook", buffer.device) if layout.form == "two_step" else None
                 job = partial(exchange.finish, later)
             else:
+                if facts is not None:
+                    self._compare_inside(groups, buffer.device, task.step, planned=True)
                 inside = groups.copy("hook", buffer.device)
                 leads = None
                 if groups.exchange is not None:
@@ -111,8 +114,33 @@ class Reducer:
 
     def _tell_failure(self, groups: Groups, device: torch.device, step: int) -> None:
         """Ranks that could plan the bucket find out here that this one could not."""
-        if not groups.nodes and self.exchange != "noop":
+        if self.exchange == "noop":
+            return
+        if groups.nodes:
+            with suppress(StateError):  # of the own node: this rank's own error says more
+                self._compare_inside(groups, device, step, planned=False)
+        else:
             agree(groups.hook, device, self._facts(step, -1))
+
+    def _compare_inside(
+        self, groups: Groups, device: torch.device, step: int, planned: bool
+    ) -> None:
+        """See that all ranks of the node have a plan; if not, its leader tells the other nodes."""
+        facts = self._facts(step, int(planned))
+        try:
+            agree(groups.hook, device, facts)
+        except StateError:
+            self._tell_leaders(groups, device, step)
+            raise
+        if not planned:
+            self._tell_leaders(groups, device, step)
+
+    def _tell_leaders(self, groups: Groups, device: torch.device, step: int) -> None:
+        if groups.exchange is None:
+            return
+        between = groups.copy("exchange", device)
+        job = partial(_disagree, between, device, self._facts(step, -1))
+        self._worker.run(job, device, groups.has_gloo(device)).wait()
 
     def _facts(self, step: int, checksum: int) -> dict[str, Any]:
         return {
@@ -210,6 +238,13 @@ def _compare(task: Task, facts: dict[str, Any] | None, group: Any) -> None:
     """See that the ranks are set up alike; `facts` are None where that was seen before."""
     if facts is not None:
         task.layout.counters.add(sent_bytes=agree(group, task.buffer.device, facts))
+
+
+def _disagree(group: Any, device: torch.device, facts: dict[str, Any]) -> torch.Tensor:
+    """Take part in a comparison whose outcome is known; in the worker, after what came before."""
+    with suppress(StateError):
+        agree(group, device, facts)
+    return torch.empty(0)
 
 
 def _exchange_between(exchange: Any, between: Any, compare: Callable[[Any], None]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -13,7 +13,6 @@ import torch
 from .. import ChunkTopK, Codec, Identity, RandomK, TopK
 from ..codec import check_codec, check_fixed_size
 from ..errors import StateError
-from .memory import Entry
 
 
 @dataclass(frozen=True)
@@ -113,10 +112,20 @@ class RuleBook:
         large = parameter.dim() >= 2 and parameter.numel() >= self.min_size
         return self.codec if large else Identity()
 
-    def unused(self, entries: Iterable[Entry]) -> list[Rule]:
-        """Rules that fit no parameter, most likely by a slip in a pattern."""
-        known = [(entry.name or "", entry.parameter) for entry in entries]
-        return [rule for rule in self.rules if not any(rule.fits(*each) for each in known)]
+    def check_used(self, named: Mapping[str, torch.Tensor]) -> None:
+        """`StateError` for a rule that decides for no parameter: a slip in its pattern, or in its place."""
+        for place, rule in enumerate(self.rules):
+            fitting = [name for name, parameter in named.items() if rule.fits(name, parameter)]
+            if not fitting:
+                raise StateError(
+                    f"no parameter of the model fits the rule {rule!r}; the model has {', '.join(named)}"
+                )
+            earlier = self.rules[:place]
+            if all(any(other.fits(name, named[name]) for other in earlier) for name in fitting):
+                raise StateError(
+                    f"the rule {rule!r} decides for no parameter: earlier rules fit {', '.join(fitting)}; put it "
+                    "before them"
+                )
 
     def codecs(self) -> list[Codec]:
         """All that are known before a parameter is."""

@@ -16,12 +16,12 @@ from . import checkpoint
 from .coding import Coder
 from .groups import GroupOrPair, Groups
 from .ledger import NONFINITE, SKIPPED
-from .memory import Entry, Memory, norm_of
+from .memory import Entry, Memory, named_in, norm_of
 from .momentum import MomentumCorrection
 from .reducer import Exchange, Reducer
 from .rules import RuleBook, Rules, Warmup, check_warmup
 from .scratch import Scratch
-from .telemetry import Counters, Reporter, logger
+from .telemetry import Counters, Reporter
 
 
 class CompressionState:
@@ -49,7 +49,8 @@ class CompressionState:
     rules : dict, sequence of Rule, or function, optional
         Codecs by parameter: ``{"*.bias": Identity(), "embed*": TopK(0.001)}``, or ``[Rule(...)]``,
         or a function of name and parameter. The first that fits decides, whatever the size;
-        where none does (the function returns None), `codec` and `min_size` do.
+        where none does (the function returns None), `codec` and `min_size` do. A rule that decides
+        for no parameter of `model` is a `StateError`.
     min_size : int
         Fewest entries of a parameter that is compressed by `codec`.
     warmup : Warmup, optional
@@ -144,15 +145,17 @@ class CompressionState:
         self._reducer = Reducer(self._coder, self._book, self.warmup, self.exchange, self._counters)
 
     def bind(self, model: torch.nn.Module) -> CompressionState:
-        """Name the parameters as `model` does (the DDP model or the module in it); drop others."""
+        """Name the parameters as `model` does (the DDP model or the module in it); drop others.
+
+        `StateError` for a rule that decides for none of them.
+        """
+        self._book.check_used(named_in(model))
         if isinstance(model, DistributedDataParallel):
             own = model.process_group
             self._whole_group = None if own is dist.group.WORLD else own
             if self.process_group is None:
                 self.process_group = self._whole_group
         self._memory.bind(model)
-        for rule in self._book.unused(self._memory):
-            logger.warning("no parameter of the model fits the rule %r", rule)
         self._start()
         return self
 
