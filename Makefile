@@ -7,6 +7,9 @@ FEDERATED ?= .venv-federated
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Whether the package that tests install has the CUDA module: .ci/run builds that by itself, once.
+CUDA ?= OFF
+
 AARCH64 ?= aarch64-linux-gnu
 AARCH64_CXX ?= $(AARCH64)-g++-12
 QEMU ?= qemu-aarch64 -L /usr/$(AARCH64)
@@ -14,8 +17,8 @@ FUZZ_CXX ?= clang++-19
 FUZZ_SECONDS ?= 60
 QEMU_OLD ?= qemu-x86_64 -cpu Nehalem  # no AVX: scalar kernels, and no instruction that they lack
 
-CPP_FILES = $(shell find csrc tests/native tests/fuzz -name '*.h' -o -name '*.cpp')
-SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
+CPP_FILES = $(shell find csrc tests/native tests/fuzz -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+SOURCES := $(shell find csrc cmake python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
@@ -93,15 +96,16 @@ $(FEDERATED)/tools.stamp: requirements-federated.txt
 
 $(FEDERATED)/package.stamp: $(FEDERATED)/tools.stamp $(VENV)/package.stamp
 	rm -rf build/federated
-	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/package \
-		-C cmake.define.TERSEGRAD_WERROR=ON -w build/federated .
+	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/package -C cmake.define.TERSEGRAD_CUDA=$(CUDA) \
+		-C cmake.define.TERSEGRAD_BUILD_EMULATION=ON -C cmake.define.TERSEGRAD_WERROR=ON -w build/federated .
 	$(FEDERATED)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/federated/*.whl
 	touch $@
 
 # The package as its users get it: a wheel, not a link to the sources. Rebuilt when a source changes, appears or goes.
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(VENV)/sources.txt $(SOURCES) tools/check_symbols.sh
 	$(PIP) install --quiet --no-build-isolation -c requirements-dev.txt \
-		-C build-dir=build/package -C cmake.define.TERSEGRAD_WERROR=ON '.[torch,cli,dev]'
+		-C build-dir=build/package -C cmake.define.TERSEGRAD_WERROR=ON -C cmake.define.TERSEGRAD_CUDA=$(CUDA) \
+		-C cmake.define.TERSEGRAD_BUILD_EMULATION=ON '.[torch,cli,dev]'
 	tools/check_symbols.sh build/package
 	touch $@
 
