@@ -16,8 +16,8 @@ from collections.abc import Callable
 import harness
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
 from report import Record, markdown, save, show
+from rich.progress import track
 
 import tersegrad as tg
 

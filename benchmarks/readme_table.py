@@ -88,7 +88,7 @@ def codecs_table(result: dict[str, Any]) -> str:
         f"Bits for an entry with all bytes of the payload, error of one call, and input compressed a second, for "
         f"{machine['entries']:,} independent gaussian entries (of those nothing is easy to leave out; gradients are kinder "
         f"to sparse codecs), one thread, {machine['kernels']}, {machine['processor']}. State is what error feedback keeps; "
-        "\"sums\" says whether payloads add without decoding.",
+        '"sums" says whether payloads add without decoding.',
     ]
     return "\n".join(lines)
 
@@ -118,7 +118,9 @@ def main() -> int:
     parse = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parse.add_argument("--check", type=Path, metavar="FILE", help="compare with this file's sections")
+    parse.add_argument(
+        "--check", type=Path, metavar="FILE", help="compare with this file's sections"
+    )
     parse.add_argument("--write", type=Path, metavar="FILE", help="replace this file's sections")
     options = parse.parse_args()
     tables = made()

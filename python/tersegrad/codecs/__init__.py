@@ -4,10 +4,10 @@ from .cast import Cast, Identity
 from .chunk_topk import ChunkTopK
 from .float8 import Float8
 from .integers import Integers
+from .low_rank import LowRank
 from .magnitudes import Magnitudes
 from .natural import Natural
 from .nf4 import NF4
-from .low_rank import LowRank
 from .quantize import Quantize
 from .random_k import RandomK
 from .rotated import Rotated
@@ -24,9 +24,9 @@ __all__ = [
     "Float8",
     "Identity",
     "Integers",
+    "LowRank",
     "Magnitudes",
     "Natural",
-    "LowRank",
     "Quantize",
     "RandomK",
     "Rotated",
