@@ -38,7 +38,8 @@ class Threshold(Indexed, id=16):
     density : float
         Share of the entries to send, about; above 0 and at most 1.
     values : Codec or int, optional
-        How the survivors' values travel: a number of bits, for `Magnitudes`, or a codec of this package such as `Quantize`, `Cast`, `Sign`, or as they are.
+        How the survivors' values travel: a codec of this package such as `Quantize`, `Cast`, `Sign`, or as they are. A number of
+        bits, 2 to 8, stands for ``Magnitudes(bits)``.
     indices : {"auto", "elias-fano", "bitmap", "u16", "rice", "runs"}
         As in `TopK`; ``"auto"`` takes the smallest that is neither ``"rice"`` nor ``"runs"`` for the number of entries that were sent.
 

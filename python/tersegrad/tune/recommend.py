@@ -171,7 +171,7 @@ def tune(
     >>> update = {"weight": (draw.standard_normal((256, 256)) * draw.random((256, 256)) ** 3).astype(np.float32)}
     >>> best = tg.tune.tune(update, max_bytes="4KB")
     >>> best.codec
-    TopK(density=0.02, k=None, values=Quantize(bits=8, block_size=256, rounding='nearest', seed=0), indices='auto')
+    TopK(density=0.02, k=None, values=Quantize(bits=8, block_size=256, rounding='nearest', seed=0, scale='max'), indices='auto')
     >>> payload = tg.compress(update["weight"], best.codec)
     """
     budget = Budget.parse(uplink, deadline, max_bytes)
