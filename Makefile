@@ -7,6 +7,9 @@ FEDERATED ?= .venv-federated
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Whether the package that tests install has the CUDA module: where there is a GPU to run it. Elsewhere `make cuda-module` compiles it.
+CUDA ?= $(if $(wildcard /dev/nvidia0),ON,OFF)
+
 AARCH64 ?= aarch64-linux-gnu
 AARCH64_CXX ?= $(AARCH64)-g++-12
 QEMU ?= qemu-aarch64 -L /usr/$(AARCH64)
@@ -14,12 +17,12 @@ FUZZ_CXX ?= clang++-19
 FUZZ_SECONDS ?= 60
 QEMU_OLD ?= qemu-x86_64 -cpu Nehalem  # no AVX: scalar kernels, and no instruction that they lack
 
-CPP_FILES = $(shell find csrc tests/native tests/fuzz -name '*.h' -o -name '*.cpp')
-SOURCES := $(shell find csrc python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
+CPP_FILES = $(shell find csrc tests/native tests/fuzz -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+SOURCES := $(shell find csrc cmake python CMakeLists.txt pyproject.toml README.md LICENSE -type f \
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-cuda demo bench bench-ddp bench-cuda lint format wheel test-federated test-neon test-sanitize fuzz clean FORCE
+.PHONY: help test test-cuda demo bench bench-ddp bench-cuda lint format wheel cuda-module test-cuda-sanitize test-federated test-neon test-sanitize fuzz clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +72,12 @@ test-neon: $(VENV)/tools.stamp  ## the kernels of this machine, and of others un
 test-sanitize: $(VENV)/tools.stamp  ## the same under the address and undefined-behaviour sanitizers
 	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' tools/test_native.sh $(BIN)/cmake build/sanitize
 
+cuda-module: $(VENV)/tools.stamp  ## compile tersegrad._cuda for one architecture with nvcc, and import it without a driver
+	tools/try_cuda_module.sh $(BIN) build/cuda
+
+test-cuda-sanitize: $(VENV)/package.stamp  ## the same under compute-sanitizer: memcheck, racecheck, initcheck
+	tools/test_cuda_sanitize.sh $(BIN)
+
 fuzz: $(VENV)/tools.stamp  ## fuzz what reads bodies of strangers, under sanitizers, for FUZZ_SECONDS (60); FUZZ_ARGS for libFuzzer
 	tools/fuzz.sh $(BIN)/cmake build/fuzz $(FUZZ_CXX) $(FUZZ_SECONDS) $(FUZZ_ARGS)
 
@@ -93,15 +102,16 @@ $(FEDERATED)/tools.stamp: requirements-federated.txt
 
 $(FEDERATED)/package.stamp: $(FEDERATED)/tools.stamp $(VENV)/package.stamp
 	rm -rf build/federated
-	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/package \
-		-C cmake.define.TERSEGRAD_WERROR=ON -w build/federated .
+	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/package -C cmake.define.TERSEGRAD_CUDA=$(CUDA) \
+		-C cmake.define.TERSEGRAD_BUILD_EMULATION=ON -C cmake.define.TERSEGRAD_WERROR=ON -w build/federated .
 	$(FEDERATED)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --force-reinstall build/federated/*.whl
 	touch $@
 
 # The package as its users get it: a wheel, not a link to the sources. Rebuilt when a source changes, appears or goes.
 $(VENV)/package.stamp: $(VENV)/tools.stamp $(VENV)/sources.txt $(SOURCES) tools/check_symbols.sh
 	$(PIP) install --quiet --no-build-isolation -c requirements-dev.txt \
-		-C build-dir=build/package -C cmake.define.TERSEGRAD_WERROR=ON '.[torch,cli,dev]'
+		-C build-dir=build/package -C cmake.define.TERSEGRAD_WERROR=ON -C cmake.define.TERSEGRAD_CUDA=$(CUDA) \
+		-C cmake.define.TERSEGRAD_BUILD_EMULATION=ON '.[torch,cli,dev]'
 	tools/check_symbols.sh build/package
 	touch $@
 

@@ -7,14 +7,13 @@ way that CUDA tensors go. So all of it but torch's streams runs without a GPU.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 import arrays
-import device_double
 import pytest
 import torch
+from emulation import EMULATED
 
 import tersegrad as tg
 from tersegrad.device import serving
@@ -25,12 +24,8 @@ CUDA = pytest.param(
 )
 #: For `pytest.mark.parametrize("device", ...)`.
 DEVICES = ("emulated", CUDA)
-#: What stands in for `tersegrad._cuda`: its own kernels compiled for the host where that was built, else the host's.
-EMULATION: Any = (
-    importlib.import_module("tersegrad._cuda_emulated")
-    if importlib.util.find_spec("tersegrad._cuda_emulated")
-    else device_double
-)
+#: What stands in for `tersegrad._cuda`: its own sources, on the host.
+EMULATION: Any = EMULATED
 
 #: One of each kind that has a form on the device.
 CODECS: list[tg.Codec] = [

@@ -1,0 +1,2 @@
+// The kernels and their launches, on the host.
+#include "codec.cu"  // NOLINT: the very same source

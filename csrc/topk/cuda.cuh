@@ -1,0 +1,379 @@
+// On the device: exact top-k in one pass over the entries and no word to the host. A sample suggests a threshold that a
+// little more than k entries reach. One pass collects those; a radix selection among them finds the k-th key; they are
+// put in order. Where there are too few or too many, the very same kernels run over all entries instead: launches do
+// not depend on data, so a captured graph is right for any.
+//
+// Candidates of a tile lie together and in order, tiles wherever the counter put them. So one crowded tile needs no
+// room of its own, and the order of tiles brings the order of indices back.
+#pragma once
+
+#include "../cuda/call.cuh"
+#include "spec.h"
+
+namespace tersegrad::cuda {
+
+constexpr size_t kTile = 8192;                // entries of a block of threads in the pass
+constexpr size_t kWarpPart = kTile / kWarps;  // of which a warp takes neighbours,
+constexpr size_t kRow = 4 * kWarp;            // four to a lane,
+constexpr unsigned kRows = kWarpPart / kRow;  // so often
+constexpr size_t kSamples = 16 * 1024;
+constexpr size_t kSampleRun = 16;  // neighbours, of one cache line or two
+
+struct Tiles {
+  uint32_t* offset;  // of a tile's candidates
+  uint32_t* count;
+  uint32_t* above;  // entries with a key above the k-th, later: in all tiles before
+  uint32_t* equal;  // with that very key, likewise
+};
+
+struct TopKCall {
+  Input in;
+  size_t k;
+  size_t sample_rank;  // the sample's key of this rank is the threshold; beyond the sample it is zero
+  size_t capacity;     // of the candidates
+  uint32_t* sample;
+  uint32_t* index;  // candidates
+  float* value;
+  Tiles tiles;
+  uint32_t* survivor;
+  float* survivor_value;
+  Header* header;
+
+  __host__ __device__ size_t tile_count() const { return (in.n + kTile - 1) / kTile; }
+  // Whether the candidates will not do.
+  __device__ bool must_read_all() const { return header->candidates < k || header->candidates > capacity; }
+  // An entry of x + residual after the pass.
+  __device__ float settled(size_t i) const {
+    return in.residual != nullptr ? in.residual[i] : load_aligned(in.x, in.dtype, i);
+  }
+};
+
+// From the top, the first bin with which the count reaches `rank`; *above is what lies above it. All threads of the
+// block call it and get the answer. `shared` has room for 34 words.
+__device__ inline uint32_t pick_bin(const uint32_t* histogram, uint32_t rank, uint32_t* shared, uint32_t* above) {
+  const unsigned each = kBins / blockDim.x, first = threadIdx.x * each;  // counted from the top
+  uint32_t own = 0, all;
+  for (unsigned j = 0; j < each; ++j) own += load_fresh(histogram + kBins - 1 - (first + j));
+  uint32_t before = block_sum_before(own, shared, &all);
+  if (before < rank && rank <= before + own) {
+    unsigned bin = kBins - 1 - first;
+    for (uint32_t here; before + (here = load_fresh(histogram + bin)) < rank; --bin) before += here;
+    shared[32] = bin;
+    shared[33] = before;
+  }
+  __syncthreads();
+  const uint32_t bin = shared[32];
+  *above = shared[33];
+  __syncthreads();
+  return bin;
+}
+
+// Adds the keys [begin, end) in strides to a histogram of the next digit; `key_at` gives them.
+template <class KeyAt>
+__device__ inline void count_digits(KeyAt key_at, size_t n, size_t first, size_t stride, unsigned digit,
+                                    uint32_t prefix, uint32_t* histogram) {
+  const unsigned shift = digit_shift(digit), width = digit_bits(digit);
+  for (size_t i = first; i < n; i += stride) {
+    const uint32_t digits = key_at(i) >> shift;
+    if (digits >> width == prefix) atomicAdd(histogram + (digits & ((1u << width) - 1)), 1);
+  }
+}
+
+__device__ inline void clear_bins(uint32_t* histogram) {
+  for (unsigned bin = threadIdx.x; bin < kBins; bin += blockDim.x) histogram[bin] = 0;
+}
+
+// The key of a rank, counted from 1, among those that key_at gives, by one block.
+template <class KeyAt>
+__device__ inline uint32_t select_key(KeyAt key_at, size_t n, uint32_t rank, uint32_t* histogram, uint32_t* shared,
+                                      uint32_t* above) {
+  uint32_t prefix = 0;
+  *above = 0;
+  for (unsigned digit = 0; digit < kDigits; ++digit) {
+    clear_bins(histogram);
+    __syncthreads();
+    count_digits(key_at, n, threadIdx.x, blockDim.x, digit, prefix, histogram);
+    __syncthreads();
+    uint32_t over;
+    prefix = prefix << digit_bits(digit) | pick_bin(histogram, rank - *above, shared, &over);
+    *above += over;
+  }
+  return prefix;
+}
+
+// One block: the threshold.
+static __global__ void __launch_bounds__(kWideThreads) sample_threshold(TopKCall call) {
+  __shared__ uint32_t histogram[kBins], shared[34];
+  if (verdict_before(*call.header) != kSent) return;
+  const size_t n = call.in.n;
+  const bool whole = n <= kSamples;
+  const size_t samples = whole ? n : kSamples, stride = whole ? 0 : n / (kSamples / kSampleRun);
+  if (call.sample_rank > samples) return;  // the threshold stays zero
+  for (size_t s = threadIdx.x; s < samples; s += blockDim.x) {
+    size_t i = s;
+    if (!whole) {  // uneven distances, so that no pattern hides between the samples
+      const auto run = static_cast<uint32_t>(s / kSampleRun);
+      const uint32_t shuffled = (run * 2654435769u ^ run >> 3) * 2246822519u >> 16;
+      i = run * stride + (stride - kSampleRun) * shuffled / 65536 + s % kSampleRun;
+    }
+    call.sample[s] = key_of(call.in.get(i));
+  }
+  __syncthreads();
+  uint32_t above;
+  const uint32_t* sample = call.sample;
+  const uint32_t key = select_key([sample](size_t i) { return sample[i]; }, samples,
+                                  static_cast<uint32_t>(call.sample_rank), histogram, shared, &above);
+  if (threadIdx.x == 0) call.header->threshold = key < kInfinity ? key : kInfinity;
+}
+
+// The pass: residual += x, and the entries that reach the threshold become candidates.
+static __global__ void __launch_bounds__(kThreads) collect_candidates(TopKCall call) {
+  __shared__ uint32_t counts[kWarps], bases[kWarps + 1];
+  if (verdict_before(*call.header) != kSent) return;
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const size_t n = call.in.n, tile = blockIdx.x, first = tile * kTile + warp * kWarpPart;
+  const uint32_t threshold = call.header->threshold;
+
+  float value[kRows][4];
+  uint32_t reaching = 0, key = 0;  // four bits for each row
+  TERSEGRAD_UNROLL
+  for (unsigned row = 0; row < kRows; ++row) {
+    const size_t i = first + row * kRow + 4 * lane;
+    load_four(call.in.x, call.in.dtype, i, n, value[row]);
+    if (call.in.residual != nullptr) {
+      float r[4];
+      load_four(call.in.residual, DType::float32, i, n, r);
+      for (int j = 0; j < 4; ++j) value[row][j] = value[row][j] + r[j];
+      store_four(call.in.residual, DType::float32, i, n, value[row]);
+    }
+    for (unsigned j = 0; j < 4; ++j) {
+      key = larger(key, key_of(value[row][j]));
+      if (i + j < n && is_candidate(value[row][j], threshold)) reaching |= 1u << (row * 4 + j);
+    }
+  }
+  key = warp_largest(key);
+  const uint32_t in_warp = warp_sum(static_cast<uint32_t>(__popc(reaching)));
+  if (lane == 0) {
+    counts[warp] = in_warp;
+    if (!is_finite_key(key)) atomicOr(&call.header->late, 1);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    uint32_t total = 0;
+    for (unsigned w = 0; w < kWarps; ++w) total += counts[w];
+    // The counter stops far above any capacity: it cannot wrap, as n is below 2^32.
+    uint32_t base = atomicAdd(&call.header->candidates, total);
+    call.tiles.offset[tile] = base;
+    call.tiles.count[tile] = total;
+    bases[kWarps] = base + total <= call.capacity && base + total >= base;
+    for (unsigned w = 0; w < kWarps; ++w) {
+      bases[w] = base;
+      base += counts[w];
+    }
+  }
+  __syncthreads();
+  if (!bases[kWarps]) return;
+  uint32_t at = bases[warp];
+  TERSEGRAD_UNROLL
+  for (unsigned row = 0; row < kRows; ++row) {
+    uint32_t mine = reaching >> (row * 4) & 15u, before = 0, all = 0;
+    for (unsigned j = 0; j < 4; ++j) {
+      const uint32_t lanes = __ballot_sync(kWholeWarp, (mine >> j & 1u) != 0);
+      before += static_cast<uint32_t>(__popc(lanes & lanes_before()));
+      all += static_cast<uint32_t>(__popc(lanes));
+    }
+    uint32_t to = at + before;
+    for (unsigned j = 0; j < 4; ++j) {
+      if (mine >> j & 1u) {
+        call.index[to] = static_cast<uint32_t>(first + row * kRow + 4 * lane + j);
+        call.value[to++] = value[row][j];
+      }
+    }
+    at += all;
+  }
+}
+
+// Counts the next digit of the keys; the last block to finish adds it to the prefix.
+static __global__ void __launch_bounds__(kThreads) select_digit(TopKCall call, unsigned digit) {
+  __shared__ uint32_t histogram[kBins], shared[34];
+  Header& header = *call.header;
+  if (verdict_after(header) != kSent) return;
+  clear_bins(histogram);
+  __syncthreads();
+  const bool all = call.must_read_all();
+  const size_t first = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const size_t stride = static_cast<size_t>(gridDim.x) * kThreads;
+  const uint32_t prefix = header.prefix, above = header.above;
+  if (all) {
+    count_digits([&](size_t i) { return key_of(call.settled(i)); }, call.in.n, first, stride, digit, prefix, histogram);
+  } else {
+    count_digits([&](size_t i) { return key_of(call.value[i]); }, header.candidates, first, stride, digit, prefix,
+                 histogram);
+  }
+  __syncthreads();
+  for (unsigned bin = threadIdx.x; bin < kBins; bin += kThreads) {
+    if (histogram[bin] != 0) atomicAdd(&header.histogram[digit][bin], histogram[bin]);
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared[0] = atomicAdd(&header.finished[digit], 1);
+  __syncthreads();
+  const bool last = shared[0] == gridDim.x - 1;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  uint32_t over;
+  const auto rank = static_cast<uint32_t>(call.k) - above;
+  const uint32_t bin = pick_bin(header.histogram[digit], rank, shared, &over);
+  if (threadIdx.x == 0) {
+    header.prefix = prefix << digit_bits(digit) | bin;
+    header.above = above + over;
+  }
+}
+
+// Calls body(index, value, is_there) for the candidates of a tile, or all its entries, in order, by a whole warp.
+template <class Body>
+__device__ inline void for_each_of_tile(const TopKCall& call, size_t tile, bool all, Body body) {
+  const unsigned lane = threadIdx.x % kWarp;
+  const size_t begin = all ? tile * kTile : call.tiles.offset[tile];
+  const size_t end = !all ? begin + call.tiles.count[tile] : call.in.n - begin < kTile ? call.in.n : begin + kTile;
+  for (size_t at = begin; at < end; at += kWarp) {
+    const size_t i = at + lane;
+    const bool there = i < end;
+    const float value = !there ? 0.0f : all ? call.settled(i) : call.value[i];
+    body(!there ? 0 : all ? static_cast<uint32_t>(i) : call.index[i], value, there);
+  }
+}
+
+// A warp for each tile: how many entries lie above the k-th key, and at it.
+static __global__ void __launch_bounds__(kThreads) count_survivors(TopKCall call) {
+  if (verdict_after(*call.header) != kSent) return;
+  const size_t tile = static_cast<size_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (tile >= call.tile_count()) return;
+  const uint32_t kth = call.header->prefix;
+  uint32_t above = 0, equal = 0;
+  for_each_of_tile(call, tile, call.must_read_all(), [&](uint32_t, float value, bool there) {
+    above += there && key_of(value) > kth;
+    equal += there && key_of(value) == kth;
+  });
+  above = warp_sum(above);
+  equal = warp_sum(equal);
+  if (threadIdx.x % kWarp == 0) {
+    call.tiles.above[tile] = above;
+    call.tiles.equal[tile] = equal;
+  }
+}
+
+// One block: counts become the sums of all before, in place.
+__device__ inline void sum_before_in_place(uint32_t* count, size_t n, uint32_t* shared) {
+  const size_t each = (n + blockDim.x - 1) / blockDim.x, begin = threadIdx.x * each;
+  const size_t end = begin + each < n ? begin + each : n;
+  uint32_t own = 0, all;
+  for (size_t i = begin; i < end; ++i) own += count[i];
+  uint32_t before = block_sum_before(own, shared, &all);
+  for (size_t i = begin; i < end; ++i) {
+    const uint32_t here = count[i];
+    count[i] = before;
+    before += here;
+  }
+}
+
+static __global__ void __launch_bounds__(kWideThreads) sum_tiles(TopKCall call) {
+  __shared__ uint32_t shared[32];
+  if (verdict_after(*call.header) != kSent) return;
+  sum_before_in_place(call.tiles.above, call.tile_count(), shared);
+  sum_before_in_place(call.tiles.equal, call.tile_count(), shared);
+}
+
+// A warp for each tile: the survivors take their places. Ties are kept from the lowest index on.
+static __global__ void __launch_bounds__(kThreads) place_survivors(TopKCall call) {
+  if (verdict_after(*call.header) != kSent) return;
+  const size_t tile = static_cast<size_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (tile >= call.tile_count()) return;
+  const uint32_t kth = call.header->prefix, ties = static_cast<uint32_t>(call.k) - call.header->above;
+  uint32_t above = call.tiles.above[tile], equal = call.tiles.equal[tile];
+  for_each_of_tile(call, tile, call.must_read_all(), [&](uint32_t index, float value, bool there) {
+    const bool is_above = there && key_of(value) > kth, is_equal = there && key_of(value) == kth;
+    const uint32_t above_lanes = __ballot_sync(kWholeWarp, is_above);
+    const uint32_t equal_lanes = __ballot_sync(kWholeWarp, is_equal);
+    const uint32_t larger_before = above + static_cast<uint32_t>(__popc(above_lanes & lanes_before()));
+    const uint32_t equal_before = equal + static_cast<uint32_t>(__popc(equal_lanes & lanes_before()));
+    if (is_above || (is_equal && equal_before < ties)) {
+      const uint32_t to = larger_before + (equal_before < ties ? equal_before : ties);
+      call.survivor[to] = index;
+      call.survivor_value[to] = value;
+    }
+    above += static_cast<uint32_t>(__popc(above_lanes));
+    equal += static_cast<uint32_t>(__popc(equal_lanes));
+  });
+}
+
+inline size_t warps_grid(size_t n) { return (n + kWarps - 1) / kWarps; }
+
+inline void select_topk(const TopKCall& call, Stream stream) {
+  const size_t tiles = call.tile_count();
+  launch(sample_threshold, 1, kWideThreads, stream, call);
+  launch(collect_candidates, tiles, kThreads, stream, call);
+  const size_t grid = tiles < 512 ? tiles : 512;
+  for (unsigned digit = 0; digit < kDigits; ++digit) launch(select_digit, grid, kThreads, stream, call, digit);
+  launch(count_survivors, warps_grid(tiles), kThreads, stream, call);
+  launch(sum_tiles, 1, kWideThreads, stream, call);
+  launch(place_survivors, warps_grid(tiles), kThreads, stream, call);
+}
+
+// --- ChunkTopK: a block of threads for each chunk. ---
+
+struct ChunksCall {
+  Input in;
+  size_t k, chunk;
+  uint32_t* survivor;
+  float* survivor_value;
+  Header* header;
+};
+
+static __global__ void __launch_bounds__(kThreads) select_chunk(ChunksCall call) {
+  __shared__ uint32_t histogram[kBins], shared[34];
+  if (verdict_before(*call.header) != kSent) return;
+  const size_t begin = blockIdx.x * call.chunk, rest = call.in.n - begin;
+  const size_t length = rest < call.chunk ? rest : call.chunk, kept = length < call.k ? length : call.k;
+  float* residual = call.in.residual;
+  uint32_t key = 0;
+  for (size_t i = begin + threadIdx.x; i < begin + length; i += kThreads) {
+    const float a = call.in.get(i);
+    if (residual != nullptr) residual[i] = a;
+    key = larger(key, key_of(a));
+  }
+  key = warp_largest(key);
+  if (threadIdx.x % kWarp == 0 && !is_finite_key(key)) atomicOr(&call.header->late, 1);
+  __syncthreads();
+  auto value_at = [&](size_t i) {
+    return residual != nullptr ? residual[begin + i] : load_aligned(call.in.x, call.in.dtype, begin + i);
+  };
+  uint32_t above;
+  const uint32_t kth = select_key([&](size_t i) { return key_of(value_at(i)); }, length, static_cast<uint32_t>(kept),
+                                  histogram, shared, &above);
+  // Of one round there are at most 256 of each, so one sum carries the two counts.
+  const uint32_t ties = static_cast<uint32_t>(kept) - above;
+  uint32_t larger_before = 0, equal_before = 0;
+  for (size_t at = 0; at < length; at += kThreads) {
+    const size_t i = at + threadIdx.x;
+    const float value = i < length ? value_at(i) : 0.0f;
+    const bool is_above = i < length && key_of(value) > kth, is_equal = i < length && key_of(value) == kth;
+    uint32_t all;
+    const uint32_t before = block_sum_before((is_above ? 1u : 0u) | (is_equal ? 1u << 16 : 0u), shared, &all);
+    const uint32_t equal = equal_before + (before >> 16);
+    if (is_above || (is_equal && equal < ties)) {
+      const size_t to = blockIdx.x * call.k + larger_before + (before & 0xffffu) + (equal < ties ? equal : ties);
+      call.survivor[to] = static_cast<uint32_t>(begin + i);
+      call.survivor_value[to] = value;
+    }
+    larger_before += all & 0xffffu;
+    equal_before += all >> 16;
+  }
+}
+
+inline void select_chunks(const ChunksCall& call, Stream stream) {
+  launch(select_chunk, (call.in.n + call.chunk - 1) / call.chunk, kThreads, stream, call);
+}
+
+}  // namespace tersegrad::cuda
