@@ -98,6 +98,35 @@ TG_SPEC float load_entry(const void* x, DType dtype, size_t i) {
   return dtype == DType::float16 ? from_half(bits) : from_brain(bits);
 }
 
+// Two, four, six or eight bytes as the low ones of a word. Six take two: going through memory would stall.
+template <int bytes>
+static inline uint64_t load_bytes(const uint8_t* p) {
+  if constexpr (bytes == 2) {
+    uint16_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+  } else if constexpr (bytes == 4) {
+    uint32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+  } else if constexpr (bytes == 6) {
+    return load_bytes<4>(p) | load_bytes<2>(p + 4) << 32;
+  } else {
+    uint64_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+  }
+}
+template <int bytes>
+static inline void store_bytes(uint8_t* p, uint64_t word) {
+  const uint32_t low = static_cast<uint32_t>(word);
+  memcpy(p, &low, sizeof low);
+  if constexpr (bytes == 6) {
+    const uint16_t high = static_cast<uint16_t>(word >> 32);
+    memcpy(p + 4, &high, sizeof high);
+  }
+}
+
 // Scales open the body of a blockwise codec, at any address.
 TG_SPEC void put_scale(uint8_t* scales, size_t block, float scale) {
   memcpy(scales + block * sizeof scale, &scale, sizeof scale);

@@ -23,7 +23,6 @@ struct SignSummary {
 struct RotationSums {
   float squares;   // z * z
   float products;  // level * |z|
-  float levels;    // level * level
 };
 
 // Arrays of functions over dtypes are indexed by dtype_slot, those over code widths by bits_slot.
@@ -91,13 +90,17 @@ struct Kernels {
 
   // rotate: random signs in groups of 2048 entries, 64 words for each, from these counters on; then one Hadamard
   // transform of n entries, a power of two, whose first sign is number `first` of `words`, a multiple of 64. rotate:
-  // out is the transform of sign * factor * a; unrotate, in place: saturate(sign * norm * transform * scale).
+  // out is the transform of sign * factor * a; unrotate, in place: saturate(sign * norm * transform * scale). `next` is
+  // what the caller will read after it, n floats that need not exist.
   void (*rotation_signs)(const Noise& noise, uint32_t first_counter, size_t groups, uint32_t* words);
-  void (*rotate)(const float* a, size_t n, const uint32_t* words, size_t first, float factor, float* out);
-  void (*unrotate)(float* values, size_t n, const uint32_t* words, size_t first, float norm, float scale);
+  void (*rotate)(const float* a, size_t n, const uint32_t* words, size_t first, float factor, float* out,
+                 const void* next);
+  void (*unrotate)(float* values, size_t n, const uint32_t* words, size_t first, float norm, float scale,
+                   const void* next);
   // Codes of 1, 2, 3 or 4 bits (at bits - 1) for n entries of any number, and what they stand for before the scale.
   RotationSums (*quantize_rotated[kRotationWidths])(const float* z, size_t n, uint8_t* codes);
   void (*dequantize_rotated[kRotationWidths])(const uint8_t* codes, size_t n, float* out);
+  float (*sum_of_squares)(const float* values, size_t n);  // in the order of sign/spec.h
 
   // threshold: at most a piece.
   Moments (*moments)(const float* a, size_t n);

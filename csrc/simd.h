@@ -4,7 +4,8 @@
 //   F sixteen floats   U sixteen 32-bit integers (two's complement where signed)   B sixteen bytes
 //   load store splat    bits floats    operators + - * & | ^    shift_left<c> shift_right<c> shift_right_signed<c>
 //   larger smaller (integers below 2^31)    at_least (16-bit mask; integers below 2^31)    nearest_int to_float
-//   shift_left (by a variable)    count_above (count + 1 where a > b; below 2^31)    table8 lookup    butterfly<step>
+//   shift_left (by a variable)    table8 lookup    butterfly<step>    R load_register (one register)
+//   load_limits add_limits_below (keys)
 //   split_lanes join_lanes multiply high_xor (64-bit products)    compress    stream_store
 //   sign_mask spread_signs    narrow_bytes widen_bytes    store_codes<bits> load_codes<bits> unpack_codes<bits>
 #pragma once

@@ -7,6 +7,7 @@ way that CUDA tensors go. So all of it but torch's streams runs without a GPU.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,9 +25,12 @@ CUDA = pytest.param(
 )
 #: For `pytest.mark.parametrize("device", ...)`.
 DEVICES = ("emulated", CUDA)
-EVERYWHERE = ("cpu", *DEVICES)
-#: The module that stands in for `tersegrad._cuda`.
-EMULATION: Any = device_double
+#: What stands in for `tersegrad._cuda`: its own kernels compiled for the host where that was built, else the host's.
+EMULATION: Any = (
+    importlib.import_module("tersegrad._cuda_emulated")
+    if importlib.util.find_spec("tersegrad._cuda_emulated")
+    else device_double
+)
 
 #: One of each kind that has a form on the device.
 CODECS: list[tg.Codec] = [

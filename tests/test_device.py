@@ -35,6 +35,7 @@ LAWS: list[Callable[[tg.Codec], None]] = [
     contract.out_receives_what_decompress_returns,
     contract.accumulate_adds_scale_times_decoded,
     contract.scale_multiplies_what_is_decoded,
+    contract.seam_for_adapters_writes_the_same_body,
 ]
 CODEC = tg.TopK(density=0.05, values=tg.Quantize(bits=4))
 
@@ -178,6 +179,29 @@ def test_inputs_that_do_not_fit_are_refused(place: torch.device) -> None:
         tg.decompress(payload, out=torch.zeros(19))
     with pytest.raises(tg.InputError, match="kind"):
         tg.decompress(payload, kind="tape")
+
+
+def test_the_seam_tells_the_device_alone_if_asked_so(place: torch.device) -> None:
+    from tersegrad.codec import decode_into, encode_into
+
+    x, bad = as_torch(gradient(100)), torch.full((100,), float("inf"))
+    buffer = torch.zeros(CODEC.body_size(100) + 16, dtype=torch.uint8)
+    body, status = buffer[: CODEC.body_size(100)], torch.ones(1, dtype=torch.int32)
+    assert encode_into(x, CODEC, body, status=status) is True
+    assert int(status) == 0
+    assert encode_into(bad, CODEC, body, status=status) is True
+    assert int(status) == 2
+    with pytest.raises(tg.InputError, match="residual"):
+        encode_into(x, CODEC, body, residual=bad)
+    for wrong in (buffer, buffer[1 : 1 + body.numel()], body.int(), body.cpu().numpy()):
+        with pytest.raises(tg.InputError, match="body"):
+            encode_into(x, CODEC, wrong)
+        with pytest.raises(tg.InputError, match="body"):
+            decode_into(wrong, CODEC, torch.zeros(100))
+    with pytest.raises(tg.InputError, match="status"):
+        encode_into(x, CODEC, body, status=torch.zeros(1))
+    with pytest.raises(tg.InputError, match="dtype"):
+        decode_into(body, CODEC, torch.zeros(100), dtype="int8")
 
 
 @pytest.mark.parametrize(

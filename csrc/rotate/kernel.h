@@ -34,41 +34,107 @@ inline U tile_signs(const uint32_t* words, size_t i) {
   return shift_left(load(words + i / kSignGroup * kSignWords + row / 32 * kLanes), static_cast<int>(row % 32));
 }
 
-// Two stages on four vectors that lie h, 2 h and 3 h after the first.
-inline void butterflies(F (&v)[4]) {
-  F a = v[0] + v[1], b = v[0] - v[1], c = v[2] + v[3], d = v[2] - v[3];
-  v[0] = a + c;
-  v[1] = b + d;
-  v[2] = a - c;
-  v[3] = b - d;
+// A call would take the lanes through memory.
+#define TG_INLINE __attribute__((always_inline)) inline
+
+// The six stages of a tile.
+struct Tile {
+  F a, b, c, d;
+};
+TG_INLINE F transform_lanes(F v) { return butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v)))); }
+TG_INLINE Tile transform_tile(F a, F b, F c, F d) {
+  a = transform_lanes(a);
+  b = transform_lanes(b);
+  c = transform_lanes(c);
+  d = transform_lanes(d);
+  F ab = a + b, cd = c + d;
+  b = a - b;
+  d = c - d;
+  return {ab + cd, b + d, ab - cd, b - d};
+}
+inline void store(float* p, const Tile& tile) {
+  store(p, tile.a);
+  store(p + kLanes, tile.b);
+  store(p + 2 * kLanes, tile.c);
+  store(p + 3 * kLanes, tile.d);
 }
 
-inline void transform_tile(F (&v)[4]) {
-  for (F& lanes : v) lanes = butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(lanes))));
-  butterflies(v);
+// While a block is transformed, what is used after it comes from memory.
+inline void prefetch_tile(const void* next, size_t i) {
+  for (size_t line = 0; line < kTile * sizeof(float); line += 64) {
+    __builtin_prefetch(static_cast<const char*>(next) + i * sizeof(float) + line);
+  }
+}
+
+// The end of unrotate, by tiles.
+template <bool saturating>
+inline void scale_block(float* values, size_t n, const uint32_t* words, size_t first, float norm, float scale) {
+  const U top = splat(~kMagnitude);
+  for (size_t i = 0; i < n; i += kTile) {
+    U signs = tile_signs(words, first + i);
+    for (size_t j = 0; j < 4; ++j) {
+      float* p = values + i + j * kLanes;
+      F v = floats(bits(load(p) * splat(norm)) ^ (signs & top)) * splat(scale);
+      store(p, saturating ? saturate(v) : v);
+      signs = shift_left<1>(signs);
+    }
+  }
+}
+
+// Two stages on registers that lie h apart, and three.
+TG_INLINE void two_stages(float* p, size_t h) {
+  R a = load_register(p), b = load_register(p + h), c = load_register(p + 2 * h), d = load_register(p + 3 * h);
+  R ab = a + b, cd = c + d;
+  b = a - b;
+  d = c - d;
+  store(p, ab + cd);
+  store(p + h, b + d);
+  store(p + 2 * h, ab - cd);
+  store(p + 3 * h, b - d);
+}
+TG_INLINE void three_stages(float* p, size_t h) {
+  float* q = p + 4 * h;
+  R a = load_register(p), b = load_register(p + h), c = load_register(p + 2 * h), d = load_register(p + 3 * h);
+  R e = load_register(q), f = load_register(q + h), g = load_register(q + 2 * h), i = load_register(q + 3 * h);
+  R ab = a + b, cd = c + d, ef = e + f, gi = g + i;
+  b = a - b;
+  d = c - d;
+  f = e - f;
+  i = g - i;
+  a = ab + cd;
+  c = ab - cd;
+  e = ef + gi;
+  g = ef - gi;
+  R bd = b + d, fi = f + i;
+  d = b - d;
+  i = f - i;
+  store(p, a + e);
+  store(p + h, bd + fi);
+  store(p + 2 * h, c + g);
+  store(p + 3 * h, d + i);
+  store(q, a - e);
+  store(q + h, bd - fi);
+  store(q + 2 * h, c - g);
+  store(q + 3 * h, d - i);
 }
 #endif
 
-// The stages from h on. Two at a time where vectors allow: whatever is grouped, every sum has the same two terms.
+// The stages from h on. Several at a time where vectors allow: whatever is grouped, every sum has the same two terms.
 inline void transform_from(size_t h, float* z, size_t n) {
 #if TERSEGRAD_SIMD
   if (h >= kLanes) {
-    for (; 4 * h <= n; h *= 4) {
-      for (size_t begin = 0; begin < n; begin += 4 * h) {
-        for (float* p = z + begin; p < z + begin + h; p += kLanes) {
-          F v[4] = {load(p), load(p + h), load(p + 2 * h), load(p + 3 * h)};
-          butterflies(v);
-          for (size_t j = 0; j < 4; ++j) store(p + j * h, v[j]);
-        }
+    for (; 8 * h <= n; h *= 8) {
+      for (float* begin = z; begin < z + n; begin += 8 * h) {
+        for (float* p = begin; p < begin + h; p += kRegister) three_stages(p, h);
       }
     }
-    for (; 2 * h <= n; h *= 2) {
-      for (size_t begin = 0; begin < n; begin += 2 * h) {
-        for (float* p = z + begin; p < z + begin + h; p += kLanes) {
-          F a = load(p), b = load(p + h);
-          store(p, a + b);
-          store(p + h, a - b);
-        }
+    if (4 * h <= n) {
+      for (float* p = z; p < z + h; p += kRegister) two_stages(p, h);
+    } else if (2 * h <= n) {
+      for (float* p = z; p < z + h; p += kRegister) {
+        R a = load_register(p), b = load_register(p + h);
+        store(p, a + b);
+        store(p + h, a - b);
       }
     }
     return;
@@ -85,19 +151,20 @@ inline void transform_from(size_t h, float* z, size_t n) {
   }
 }
 
-void rotate_block(const float* a, size_t n, const uint32_t* words, size_t first, float factor, float* out) {
+void rotate_block(const float* a, size_t n, const uint32_t* words, size_t first, float factor, float* out,
+                  [[maybe_unused]] const void* next) {
 #if TERSEGRAD_SIMD
   if (n >= kTile) {
     const U top = splat(~kMagnitude);
+    const F factors = splat(factor);
     for (size_t i = 0; i < n; i += kTile) {
-      U signs = tile_signs(words, first + i);
-      F v[4];
-      for (size_t j = 0; j < 4; ++j) {
-        v[j] = floats(bits(load(a + i + j * kLanes) * splat(factor)) ^ (signs & top));
-        signs = shift_left<1>(signs);
-      }
-      transform_tile(v);
-      for (size_t j = 0; j < 4; ++j) store(out + i + j * kLanes, v[j]);
+      const U signs = tile_signs(words, first + i);
+      const float* p = a + i;
+      prefetch_tile(next, i);
+      store(out + i, transform_tile(floats(bits(load(p) * factors) ^ (signs & top)),
+                                    floats(bits(load(p + kLanes) * factors) ^ (shift_left<1>(signs) & top)),
+                                    floats(bits(load(p + 2 * kLanes) * factors) ^ (shift_left<2>(signs) & top)),
+                                    floats(bits(load(p + 3 * kLanes) * factors) ^ (shift_left<3>(signs) & top))));
     }
     return transform_from(kTile, out, n);
   }
@@ -106,31 +173,22 @@ void rotate_block(const float* a, size_t n, const uint32_t* words, size_t first,
   transform_from(1, out, n);
 }
 
-void unrotate_block(float* values, size_t n, const uint32_t* words, size_t first, float norm, float scale) {
-  size_t i = 0;
+void unrotate_block(float* values, size_t n, const uint32_t* words, size_t first, float norm, float scale,
+                    [[maybe_unused]] const void* next) {
 #if TERSEGRAD_SIMD
   if (n >= kTile) {
-    for (; i < n; i += kTile) {
-      F v[4];
-      for (size_t j = 0; j < 4; ++j) v[j] = load(values + i + j * kLanes);
-      transform_tile(v);
-      for (size_t j = 0; j < 4; ++j) store(values + i + j * kLanes, v[j]);
+    for (size_t i = 0; i < n; i += kTile) {
+      const float* p = values + i;
+      prefetch_tile(next, i);
+      store(values + i, transform_tile(load(p), load(p + kLanes), load(p + 2 * kLanes), load(p + 3 * kLanes)));
     }
     transform_from(kTile, values, n);
-    const U top = splat(~kMagnitude);
-    for (i = 0; i < n; i += kTile) {
-      U signs = tile_signs(words, first + i);
-      for (size_t j = 0; j < 4; ++j) {
-        F v = floats(bits(load(values + i + j * kLanes) * splat(norm)) ^ (signs & top));
-        store(values + i + j * kLanes, saturate(v * splat(scale)));
-        signs = shift_left<1>(signs);
-      }
-    }
-    return;
+    return scale < kNeverSaturates ? scale_block<false>(values, n, words, first, norm, scale)
+                                   : scale_block<true>(values, n, words, first, norm, scale);
   }
 #endif
   transform_from(1, values, n);
-  for (; i < n; ++i) values[i] = unrotated_entry(values[i], sign_at(words, first + i), norm, scale);
+  for (size_t i = 0; i < n; ++i) values[i] = unrotated_entry(values[i], sign_at(words, first + i), norm, scale);
 }
 
 // Packs codes at a bit offset of any kind, into bytes that are zero.
@@ -149,7 +207,7 @@ inline uint32_t get_rotated(const uint8_t* codes, size_t i) {
   return (codes[byte] | high << 8) >> shift & ((1u << width) - 1);
 }
 
-inline float sum_of_squares(const float* z, size_t n) {
+float sum_of_squares(const float* z, size_t n) {
   size_t i = 0;
   float lane[kSumLanes] = {};
 #if TERSEGRAD_SIMD
@@ -166,6 +224,15 @@ inline float sum_of_squares(const float* z, size_t n) {
   return sum_lanes(lane);
 }
 
+#if TERSEGRAD_SIMD
+template <int width>
+inline Table8 repeated_levels(const RotationGrid& grid) {
+  float level[kMostLevels];
+  for (size_t i = 0; i < kMostLevels; ++i) level[i] = grid.level[i % static_cast<size_t>(rotation_levels(width))];
+  return table8(level);
+}
+#endif
+
 template <int width>
 RotationSums quantize_rotated(const float* z, size_t n, uint8_t* codes) {
   constexpr RotationGrid grid = rotation_grid(width);
@@ -174,36 +241,41 @@ RotationSums quantize_rotated(const float* z, size_t n, uint8_t* codes) {
   const float deviation = sqrtf(squares / static_cast<float>(n));
   float limit[kMostLevels] = {};
   for (int t = 0; t < kLimits; ++t) limit[t] = grid.limit[t] * deviation;
-  float products[kSumLanes] = {}, levels[kSumLanes] = {};
+  float products[kSumLanes] = {};
   size_t i = 0;
 #if TERSEGRAD_SIMD
-  const Table8 table = table8(grid.level);
-  U limits[kMostLevels];
-  for (int t = 0; t < kLimits; ++t) limits[t] = splat(bits_of(limit[t]));
-  F product[4], square[4];
-  for (size_t j = 0; j < 4; ++j) product[j] = square[j] = splat(0.0f);
+  // An index of three bits may hold the sign above the level, so narrow grids repeat.
+  const Table8 table = repeated_levels<width>(grid);
+  uint32_t keys[kMostLevels] = {};
+  for (int t = 0; t < kLimits; ++t) keys[t] = bits_of(limit[t]);
+  const auto limits = load_limits<width>(keys);
+  const U sign = splat(1u << (width - 1));
+  F product[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+  auto code_of = [&](const float* p, F& sum) {
+    F v = load(p);
+    U key = key_of(v);
+    U code = add_limits_below<width>(shift_right<32 - width>(bits(v)) & sign, key, limits);
+    sum = sum + lookup(table, code) * floats(key);
+    return code;
+  };
   for (; i + kTile <= n; i += kTile) {
-    uint64_t word = 0;
-    for (size_t j = 0; j < 4; ++j) {
-      F v = load(z + i + j * kLanes);
-      U key = key_of(v), code = splat(0u);
-      for (int t = 0; t < kLimits; ++t) code = count_above(code, key, limits[t]);
-      F level = lookup(table, code);
-      product[j] = product[j] + level * floats(key);
-      square[j] = square[j] + level * level;
-      if constexpr (width == 1) {
-        word |= static_cast<uint64_t>(sign_mask(v)) << (j * kLanes);
-      } else {
-        code = code | shift_left<width - 1>(shift_right<31>(bits(v)));
-        store_codes<width>(codes + (i + j * kLanes) * width / 8, narrow_bytes(code));
+    const float* p = z + i;
+    uint8_t* out = codes + i * width / 8;
+    if constexpr (width == 1) {
+      uint64_t word = 0;
+      for (size_t j = 0; j < 4; ++j) {
+        code_of(p + j * kLanes, product[j]);
+        word |= static_cast<uint64_t>(sign_mask(load(p + j * kLanes))) << (j * kLanes);
       }
+      memcpy(out, &word, sizeof word);
+    } else {
+      U a = code_of(p, product[0]), b = code_of(p + kLanes, product[1]);
+      store_codes<width>(out, a, b);
+      U c = code_of(p + 2 * kLanes, product[2]), d = code_of(p + 3 * kLanes, product[3]);
+      store_codes<width>(out + 4 * width, c, d);
     }
-    if constexpr (width == 1) memcpy(codes + i / 8, &word, sizeof word);
   }
-  for (size_t j = 0; j < 4; ++j) {
-    store(products + j * kLanes, product[j]);
-    store(levels + j * kLanes, square[j]);
-  }
+  for (size_t j = 0; j < 4; ++j) store(products + j * kLanes, product[j]);
 #endif
   if (i < n) memset(codes + i * width / 8, 0, ((n - i) * width + 7) / 8);
   for (; i < n; ++i) {
@@ -211,9 +283,8 @@ RotationSums quantize_rotated(const float* z, size_t n, uint8_t* codes) {
     const float level = grid.level[code & ((1u << (width - 1)) - 1)];
     put_rotated<width>(codes, i, code);
     products[i % kSumLanes] = products[i % kSumLanes] + level * float_of(key_of(z[i]));
-    levels[i % kSumLanes] = levels[i % kSumLanes] + level * level;
   }
-  return {squares, sum_lanes(products), sum_lanes(levels)};
+  return {squares, sum_lanes(products)};
 }
 
 template <int width>
@@ -221,11 +292,11 @@ void dequantize_rotated(const uint8_t* codes, size_t n, float* out) {
   constexpr RotationGrid grid = rotation_grid(width);
   size_t i = 0;
 #if TERSEGRAD_SIMD
-  const Table8 table = table8(grid.level);
-  const U magnitude = splat((1u << (width - 1)) - 1), top = splat(~kMagnitude);
+  const Table8 table = repeated_levels<width>(grid);
+  const U top = splat(~kMagnitude);
   for (; i + kLanes <= n; i += kLanes) {
     U code = unpack_codes<width>(codes + i * width / 8);
-    F level = lookup(table, code & magnitude);
+    F level = lookup(table, code);
     store(out + i, floats(bits(level) | (shift_left<32 - width>(code) & top)));
   }
 #endif

@@ -48,26 +48,27 @@ class Rotation {
     const Passes passes(n);
     const float factor = power_of_two(-exponent);
     first_.find(begin, n);
-    kernels.rotate(a, passes.power, first_.words(), first_.first(), passes.norm * factor, z);
+    kernels.rotate(a, passes.power, first_.words(), first_.first(), passes.norm * factor, z, a + n);
     if (passes.offset == 0) return;
     if (a != z) memcpy(z + passes.power, a + passes.power, passes.offset * sizeof(float));
     kernels.multiply(z + passes.power, factor, passes.offset);
     second_.find(begin, n);
-    kernels.rotate(z + passes.offset, passes.power, second_.words(), second_.first(), passes.norm, z + passes.offset);
+    kernels.rotate(z + passes.offset, passes.power, second_.words(), second_.first(), passes.norm, z + passes.offset,
+                   z);
   }
 
   // In place: from rotated values to entries, multiplied by the scale.
-  void backward(float* z, size_t begin, size_t n, float scale) {
+  void backward(float* z, size_t begin, size_t n, float scale, const void* next) {
     const Kernels& kernels = active();
     const Passes passes(n);
     if (passes.offset != 0) {
       second_.find(begin, n);
-      kernels.unrotate(z + passes.offset, passes.power, second_.words(), second_.first(), passes.norm, 1.0f);
+      kernels.unrotate(z + passes.offset, passes.power, second_.words(), second_.first(), passes.norm, 1.0f, z);
       kernels.multiply(z + passes.power, scale, passes.offset);
       kernels.round[dtype_slot(DType::float32)](z + passes.power, passes.offset);
     }
     first_.find(begin, n);
-    kernels.unrotate(z, passes.power, first_.words(), first_.first(), passes.norm, scale);
+    kernels.unrotate(z, passes.power, first_.words(), first_.first(), passes.norm, scale, next);
   }
 
   // Which entries of the block at `begin` are sent, ascending: at[j] >= j.
@@ -85,9 +86,9 @@ class Rotation {
   const Noise noise_;
 };
 
-// Decodes the block at `begin` to z.
+// Decodes the block at `begin` to z; `next` as in kernels.h.
 void decode_block(const uint8_t* codes, const Layout& layout, float scale, size_t begin, size_t n, Rotation& rotation,
-                  uint16_t* at, float* z) {
+                  uint16_t* at, float* z, const void* next) {
   if (scale == 0.0f) {
     memset(z, 0, n * sizeof(float));
     return;
@@ -106,7 +107,7 @@ void decode_block(const uint8_t* codes, const Layout& layout, float scale, size_
     }
     memset(z, 0, end * sizeof(float));
   }
-  rotation.backward(z, begin, n, scale);
+  rotation.backward(z, begin, n, scale, next);
 }
 
 }  // namespace
@@ -139,10 +140,14 @@ bool encode(const Entries& x, float* residual, DType dtype, const Layout& layout
       }
       const RotationSums sums = kernels.quantize_rotated[layout.bits - 1](z, kept, codes);
       const float share = static_cast<float>(n) / static_cast<float>(kept);
-      const float scale = rotation_scale(sums, share, unbiased, exponent);
+      float scale = unbiased_scale(sums, share, exponent);
+      if (!unbiased) {
+        kernels.dequantize_rotated[layout.bits - 1](codes, kept, z);
+        scale = least_error_scale(sums, kernels.sum_of_squares(z, kept), exponent);
+      }
       put_scale(body, i / layout.block_size, scale);
       if (residual == nullptr) return;
-      decode_block(codes, layout, scale, i, n, rotation, at, z);
+      decode_block(codes, layout, scale, i, n, rotation, at, z, residual + i);
       if (dtype != DType::float32) kernels.round[dtype_slot(dtype)](z, n);
       kernels.subtract(residual + i, z, n);
     });
@@ -175,7 +180,7 @@ void decode(const uint8_t* body, DType dtype, const Layout& layout, const Noise&
     for_each_blocks(chunk_begin, chunk_end, layout.block_size, [&](size_t i, size_t length) {
       const float scale = get_scale(scales, i / layout.block_size);
       float* values = out.is_direct() ? static_cast<float*>(out.at(i)) : scratch;
-      decode_block(codes + layout.code_bytes(i), layout, scale, begin + i, length, rotation, at, values);
+      decode_block(codes + layout.code_bytes(i), layout, scale, begin + i, length, rotation, at, values, out.at(i));
       if (dtype != DType::float32) kernels.round[dtype_slot(dtype)](values, length);
       if (!out.is_direct()) out.emit(i, values, length);
     });

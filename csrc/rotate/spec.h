@@ -73,11 +73,14 @@ TG_SPEC size_t largest_power_of_two(size_t n) {
   return power;
 }
 
-// `share` is the number of entries divided by the number of those that are sent.
-TG_SPEC float rotation_scale(const RotationSums& sums, float share, bool unbiased, int exponent) {
+// Either of the two scales. `share` is the number of entries divided by the number of those that are sent; `levels` is
+// the sum of the squares of their levels.
+TG_SPEC float unbiased_scale(const RotationSums& sums, float share, int exponent) {
   if (!(sums.products > 0.0f)) return 0.0f;
-  const float scale = unbiased ? sums.squares / sums.products * share : sums.products / sums.levels;
-  return saturate(scale * power_of_two(exponent));
+  return saturate(sums.squares / sums.products * share * power_of_two(exponent));
+}
+TG_SPEC float least_error_scale(const RotationSums& sums, float levels, int exponent) {
+  return saturate(sums.products / levels * power_of_two(exponent));
 }
 
 // Entry j of the `kept` that are drawn from a block of n: one from each of equal strata.
@@ -86,6 +89,10 @@ TG_SPEC size_t drawn_entry(uint32_t word, size_t j, size_t n, size_t kept) {
   const uint64_t start = stratum_start(j, n, kept), width = stratum_start(j + 1, n, kept) - start;
   return static_cast<size_t>(start + (word * width >> 32));
 }
+
+// Levels are below 3 and a transform makes sums at most sqrt(n) <= 256 times as large, twice in the last block: below
+// this scale no product is near the largest float.
+constexpr float kNeverSaturates = 0x1p100f;
 
 TG_SPEC float unrotated_entry(float value, uint32_t sign, float norm, float scale) {
   return saturate(float_of(bits_of(value * norm) ^ sign) * scale);

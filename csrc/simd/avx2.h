@@ -69,6 +69,16 @@ inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
   return ~static_cast<uint32_t>(_mm_movemask_epi8(bytes)) & 0xffffu;
 }
 
+// One register, where sixteen lanes would take too many of them.
+struct R {
+  __m256 r;
+};
+constexpr size_t kRegister = 8;
+inline R load_register(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, R v) { _mm256_storeu_ps(p, v.r); }
+inline R operator+(R a, R b) { return {_mm256_add_ps(a.r, b.r)}; }
+inline R operator-(R a, R b) { return {_mm256_sub_ps(a.r, b.r)}; }
+
 #define TG_LANES(type, expression)                   \
   type out;                                          \
   for (int h = 0; h < 2; ++h) out.r[h] = expression; \
@@ -198,6 +208,65 @@ inline B narrow_bytes(U v) {
 }
 inline U widen_bytes(B v) { return {{_mm256_cvtepi8_epi32(v.r), _mm256_cvtepi8_epi32(_mm_srli_si128(v.r, 8))}}; }
 
+// The limits between 2^(width - 1) levels, ascending, as keys.
+template <int width>
+struct Limits {
+  __m256i top, above, below, last;
+};
+template <int width>
+inline Limits<width> load_limits(const uint32_t* p) {
+  auto all = [&](int t) { return _mm256_set1_epi32(static_cast<int>(p[t])); };
+  if constexpr (width <= 2) return {all(0), all(0), all(0), all(0)};
+  if constexpr (width == 3) return {all(1), all(2), all(0), all(0)};
+  // The last of three is chosen by minus the number that is known by then, modulo four.
+  const __m128i last =
+      _mm_setr_epi32(static_cast<int>(p[0]), static_cast<int>(p[6]), static_cast<int>(p[4]), static_cast<int>(p[2]));
+  return {all(3), all(5), all(1), _mm256_broadcastsi128_si256(last)};
+}
+// `code` plus the number of limits below the key, by halving; a comparison is minus one where it holds.
+template <int width>
+inline U add_limits_below(U code, U key, const Limits<width>& limits) {
+  if constexpr (width == 1) return code;
+  U out;
+  for (int h = 0; h < 2; ++h) {
+    __m256i found = _mm256_cmpgt_epi32(key.r[h], limits.top);
+    if constexpr (width >= 3) {
+      __m256i next = _mm256_blendv_epi8(limits.below, limits.above, found);
+      found = _mm256_add_epi32(_mm256_add_epi32(found, found), _mm256_cmpgt_epi32(key.r[h], next));
+    }
+    if constexpr (width == 4) {
+      __m256 next = _mm256_permutevar_ps(_mm256_castsi256_ps(limits.last), found);
+      found = _mm256_add_epi32(_mm256_add_epi32(found, found), _mm256_cmpgt_epi32(key.r[h], _mm256_castps_si256(next)));
+    }
+    out.r[h] = _mm256_sub_epi32(code.r[h], found);
+  }
+  return out;
+}
+
+// Packs 32 codes of 2 to 4 bits. What is above them must be zero.
+template <int width>
+inline void store_codes(uint8_t* p, U a, U b) {
+  // Packing works in halves of 128 bits: groups of four codes 0 2 4 6 | 1 3 5 7 come out, in the order of the input.
+  __m256i low = _mm256_packus_epi32(a.r[0], a.r[1]), high = _mm256_packus_epi32(b.r[0], b.r[1]);
+  __m256i bytes = _mm256_packus_epi16(low, high);
+  bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  __m256i pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi16((1 << (width + 8)) + 1));  // even + odd << width
+  if constexpr (width == 4) {
+    pairs = _mm256_permute4x64_epi64(_mm256_packus_epi16(pairs, pairs), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(pairs));
+  } else {
+    __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi32((1 << (2 * width + 16)) + 1));
+    __m256i eights = _mm256_or_si256(quads, _mm256_srli_epi64(quads, 32 - 4 * width));  // in the low bits of 64
+    const __m256i chosen = width == 2 ? _mm256_setr_epi8(0, 1, 8, 9, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0,
+                                                         1, 8, 9, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)
+                                      : _mm256_setr_epi8(0, 1, 2, 8, 9, 10, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0,
+                                                         1, 2, 8, 9, 10, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    eights = _mm256_shuffle_epi8(eights, chosen);
+    store_bytes<2 * width>(p, static_cast<uint64_t>(_mm256_extract_epi64(eights, 0)));
+    store_bytes<2 * width>(p + 2 * width, static_cast<uint64_t>(_mm256_extract_epi64(eights, 2)));
+  }
+}
+
 // One of eight floats by the low three bits of each lane.
 struct Table8 {
   __m256 r;
@@ -209,8 +278,7 @@ inline F lookup(Table8 table, U index) { TG_LANES(F, _mm256_permutevar8x32_ps(ta
 // what is above them is undefined.
 template <int width>
 inline U unpack_codes(const uint8_t* p) {
-  uint64_t word = 0;
-  memcpy(&word, p, 2 * width);
+  const uint64_t word = load_bytes<2 * width>(p);
   const __m256i shift = _mm256_setr_epi32(0, width, 2 * width, 3 * width, 4 * width, 5 * width, 6 * width, 7 * width);
   __m256i low = _mm256_set1_epi32(static_cast<int>(word)),
           high = _mm256_set1_epi32(static_cast<int>(word >> (8 * width)));

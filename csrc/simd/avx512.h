@@ -45,6 +45,11 @@ inline uint32_t magnitudes_at_least(const uint16_t* p, uint16_t limit) {
   return _mm256_cmpge_epu16_mask(v, _mm256_set1_epi16(static_cast<short>(limit)));
 }
 
+// One register, where others need several for sixteen lanes.
+using R = F;
+constexpr size_t kRegister = 16;
+inline R load_register(const float* p) { return load(p); }
+
 inline U bits(F v) { return {_mm512_castps_si512(v.r)}; }
 inline F floats(U v) { return {_mm512_castsi512_ps(v.r)}; }
 inline F operator+(F a, F b) { return {_mm512_add_ps(a.r, b.r)}; }
@@ -111,6 +116,31 @@ inline void compress(float* p, uint32_t mask, F v) {
 inline B narrow_bytes(U v) { return {_mm512_cvtepi32_epi8(v.r)}; }
 inline U widen_bytes(B v) { return {_mm512_cvtepi8_epi32(v.r)}; }
 
+// The limits between 2^(width - 1) levels, ascending, as keys.
+template <int width>
+struct Limits {
+  U limit[7];
+};
+template <int width>
+inline Limits<width> load_limits(const uint32_t* p) {
+  Limits<width> out;
+  for (int t = 0; t + 1 < 1 << (width - 1); ++t) out.limit[t] = splat(p[t]);
+  return out;
+}
+// `code` plus the number of limits below the key.
+template <int width>
+inline U add_limits_below(U code, U key, const Limits<width>& limits) {
+  for (int t = 0; t + 1 < 1 << (width - 1); ++t) code = count_above(code, key, limits.limit[t]);
+  return code;
+}
+
+// Packs 32 codes of 2 to 4 bits. What is above them must be zero.
+template <int width>
+inline void store_codes(uint8_t* p, U a, U b) {
+  store_codes<width>(p, narrow_bytes(a));
+  store_codes<width>(p + 2 * width, narrow_bytes(b));
+}
+
 // One of eight floats by the low three bits of each lane.
 struct Table8 {
   __m512 r;
@@ -122,8 +152,7 @@ inline F lookup(Table8 table, U index) { return {_mm512_permutexvar_ps(index.r, 
 // what is above them is undefined.
 template <int width>
 inline U unpack_codes(const uint8_t* p) {
-  uint64_t word = 0;
-  memcpy(&word, p, 2 * width);
+  const uint64_t word = load_bytes<2 * width>(p);
   const __m256i shift = _mm256_setr_epi32(0, width, 2 * width, 3 * width, 4 * width, 5 * width, 6 * width, 7 * width);
   __m256i low = _mm256_set1_epi32(static_cast<int>(word)),
           high = _mm256_set1_epi32(static_cast<int>(word >> (8 * width)));

@@ -50,6 +50,16 @@ inline void store_u16(uint16_t* p, U v) {
   for (int q = 0; q < 4; ++q) vst1_u16(p + 4 * q, vmovn_u32(v.r[q]));
 }
 
+// One register, where sixteen lanes would take too many of them.
+struct R {
+  float32x4_t r;
+};
+constexpr size_t kRegister = 4;
+inline R load_register(const float* p) { return {vld1q_f32(p)}; }
+inline void store(float* p, R v) { vst1q_f32(p, v.r); }
+inline R operator+(R a, R b) { return {vaddq_f32(a.r, b.r)}; }
+inline R operator-(R a, R b) { return {vsubq_f32(a.r, b.r)}; }
+
 inline U bits(F v) { TG_LANES(U, vreinterpretq_u32_f32(v.r[q])); }
 inline F floats(U v) { TG_LANES(F, vreinterpretq_f32_u32(v.r[q])); }
 inline F operator+(F a, F b) { TG_LANES(F, vaddq_f32(a.r[q], b.r[q])); }
@@ -174,7 +184,7 @@ inline void store_codes(uint8_t* p, B codes) {
     uint64x2_t quads = vreinterpretq_u64_u32(vandq_u32(vorrq_u32(pairs, vshrq_n_u32(pairs, 10)), vdupq_n_u32(0xfff)));
     uint64x2_t eights = vorrq_u64(quads, vshrq_n_u64(quads, 20));
     uint64_t word = (vgetq_lane_u64(eights, 0) & 0xffffffu) | (vgetq_lane_u64(eights, 1) & 0xffffffu) << 24;
-    memcpy(p, &word, 6);
+    store_bytes<6>(p, word);
   } else {
     uint32_t word = vgetq_lane_u32(vreinterpretq_u32_u8(merge<4>(merge<2>(codes.r))), 0);
     memcpy(p, &word, sizeof word);
@@ -207,6 +217,31 @@ inline B load_codes(const uint8_t* p) {
   }
 }
 
+// The limits between 2^(width - 1) levels, ascending, as keys.
+template <int width>
+struct Limits {
+  U limit[7];
+};
+template <int width>
+inline Limits<width> load_limits(const uint32_t* p) {
+  Limits<width> out;
+  for (int t = 0; t + 1 < 1 << (width - 1); ++t) out.limit[t] = splat(p[t]);
+  return out;
+}
+// `code` plus the number of limits below the key.
+template <int width>
+inline U add_limits_below(U code, U key, const Limits<width>& limits) {
+  for (int t = 0; t + 1 < 1 << (width - 1); ++t) code = count_above(code, key, limits.limit[t]);
+  return code;
+}
+
+// Packs 32 codes of 2 to 4 bits. What is above them must be zero.
+template <int width>
+inline void store_codes(uint8_t* p, U a, U b) {
+  store_codes<width>(p, narrow_bytes(a));
+  store_codes<width>(p + 2 * width, narrow_bytes(b));
+}
+
 // One of eight floats by the low three bits of each lane.
 struct Table8 {
   uint8x16x2_t r;
@@ -229,8 +264,7 @@ inline F lookup(Table8 table, U index) {
 // what is above them is undefined.
 template <int width>
 inline U unpack_codes(const uint8_t* p) {
-  uint64_t word = 0;
-  memcpy(&word, p, 2 * width);
+  const uint64_t word = load_bytes<2 * width>(p);
   const int32_t first[4] = {0, -width, -2 * width, -3 * width};
   const int32x4_t shift = vld1q_s32(first), later = vsubq_s32(shift, vdupq_n_s32(4 * width));
   uint32x4_t low = vdupq_n_u32(static_cast<uint32_t>(word)),

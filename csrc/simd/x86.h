@@ -27,8 +27,7 @@ inline void store_codes(uint8_t* p, B codes) {
     __m128i quads = _mm_madd_epi16(pairs, _mm_set1_epi32(0x00400001));  // even + 64 * odd
     __m128i eights = _mm_or_si128(quads, _mm_srli_epi64(quads, 20));    // in the low 24 bits of each half
     eights = _mm_shuffle_epi8(eights, _mm_setr_epi8(0, 1, 2, 8, 9, 10, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
-    int64_t word = _mm_cvtsi128_si64(eights);
-    memcpy(p, &word, 6);
+    store_bytes<6>(p, static_cast<uint64_t>(_mm_cvtsi128_si64(eights)));
   } else {
     __m128i crumbs = _mm_and_si128(codes.r, _mm_set1_epi8(0x03));
     __m128i pairs = _mm_maddubs_epi16(crumbs, _mm_set1_epi16(0x0401));  // even + 4 * odd

@@ -48,6 +48,7 @@
       unrotate_block,                            \
       TG_PER_ROTATION_WIDTH(quantize_rotated),   \
       TG_PER_ROTATION_WIDTH(dequantize_rotated), \
+      sum_of_squares,                            \
       moments,                                   \
       crc32c,                                    \
   };                                             \

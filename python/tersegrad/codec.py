@@ -21,6 +21,7 @@ from .buffers import (
     Floats,
     View,
     bytes_view,
+    is_tensor,
     residual_view,
     view,
     writable_view,
@@ -28,6 +29,8 @@ from .buffers import (
 from .errors import CodecError, InputError, PayloadError
 
 if TYPE_CHECKING:
+    import torch
+
     from .buffers import AnyArray
 
 #: Bytes of codec parameters in a payload's header.
@@ -353,6 +356,7 @@ def encode_into(
     *,
     residual: AnyArray | None = None,
     step: int = 0,
+    status: torch.Tensor | None = None,
 ) -> bool:
     """Write only the body of a payload, into memory of the caller.
 
@@ -367,12 +371,21 @@ def encode_into(
         Added to `x`; left holding what the body does not carry.
     step : int
         Call number, mixed into random streams.
+    status : tensor of one int32 on the device of x, optional
+        For `x` on a CUDA device: receives 0, or another number if `x` is not finite, and nothing waits for the device. `body` must
+        begin at a multiple of 16 bytes there.
 
     Returns
     -------
     bool
-        False if `x` holds an infinity or NaN: the residual is then untouched and `body` undefined.
+        False if `x` holds an infinity or NaN: the residual is then untouched and `body` undefined. True with `status`.
     """
+    if is_tensor(x):
+        from .device.seam import encode_into as encode_there
+        from .device.seam import of
+
+        if (backend := of(x)) is not None:
+            return encode_there(backend, x, check_codec(codec), body, residual, step, status)
     source = view(x)
     n = check_count(source.array.size)
     target = bytes_view(body, "body")
@@ -415,6 +428,14 @@ def decode_into(
     PayloadError
         If the body is not one that the codec writes; `out` is then unchanged.
     """
+    if is_tensor(out):
+        from .device.seam import decode_into as decode_there
+        from .device.seam import of
+
+        if (backend := of(out)) is not None:
+            factor = check_scale(scale)
+            decode_there(backend, body, check_codec(codec), out, dtype, step, accumulate, factor)
+            return
     target = writable_view(out, "out")
     dtype = target.dtype if dtype is None else dtype
     if dtype not in DTYPE_CODES:

@@ -17,7 +17,7 @@ using namespace tersegrad;
 namespace {
 
 // A kernel that joins the table must join the families below.
-constexpr size_t kKernels = 56;
+constexpr size_t kKernels = 57;
 static_assert(sizeof(Kernels) == (1 + kKernels) * sizeof(void*), "hash the new kernel in its family, then count it");
 
 constexpr DType kAllDTypes[] = {DType::float32, DType::float16, DType::bfloat16};
@@ -297,20 +297,21 @@ uint64_t rotate_family(const Kernels& kernels, size_t n) {
   hash.add(words);
   for (size_t power = 1; power <= n && power <= 4096; power *= 2) {
     Floats z(power);
-    kernels.rotate(a.data() + (n - power), power, words.data(), 1984, 0.37f, z.data());
+    kernels.rotate(a.data() + (n - power), power, words.data(), 1984, 0.37f, z.data(), nullptr);
     hash.add(z);
-    kernels.unrotate(z.data(), power, words.data(), 64, 0.125f, 1e38f);
+    kernels.unrotate(z.data(), power, words.data(), 64, 0.125f, 1e38f, nullptr);
     hash.add(z);
   }
   for (int bits = 1; bits <= kRotationWidths; ++bits) {
     Bytes codes((n * static_cast<size_t>(bits) + 7) / 8);
     RotationSums sums{};
     if (n > 0) sums = kernels.quantize_rotated[bits - 1](a.data(), n, codes.data());
-    for (float sum : {sums.squares, sums.products, sums.levels}) hash.add(bits_of(sum));
+    for (float sum : {sums.squares, sums.products}) hash.add(bits_of(sum));
     hash.add(codes);
     Floats decoded(n);
     kernels.dequantize_rotated[bits - 1](codes.data(), n, decoded.data());
     hash.add(decoded);
+    hash.add(bits_of(kernels.sum_of_squares(decoded.data(), n)));
   }
   return hash.state();
 }

@@ -23,6 +23,7 @@ class Task:
     step: int
     own: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # this rank's message
     failure: str | None = None  # what went wrong on this rank
+    head: torch.Tensor | None = None  # how messages of the step begin, where a device compares them
 
     @property
     def random_step(self) -> int:

@@ -97,9 +97,10 @@ class OnDevice:
 
     def head_of(self, task: Task) -> torch.Tensor:
         """The 16 bytes that every rank's message of a step begins with."""
-        head = self.head.clone()
-        head[8:12].view(torch.int32).fill_(_signed(task.random_step))
-        return head
+        if task.head is None:
+            task.head = self.head.clone()
+            task.head[8:12].view(torch.int32).fill_(_signed(task.random_step))
+        return task.head
 
 
 class DeviceMarks:
@@ -154,7 +155,6 @@ class DeviceMarks:
             self._cell(slot, piece),
             residual,
             step=task.random_step,
-            call=piece.call,
             checked=careless,
             skip=None if residual is None else self._skip(slot),
         )
@@ -178,7 +178,6 @@ class DeviceMarks:
             self._cell(slot, piece),
             residual,
             step=task.random_step,
-            call=piece.second_call,
             checked=careless,
             skip=self._skip(slot),
         )
@@ -188,7 +187,7 @@ class DeviceMarks:
         if marks.numel() != slots:  # a parameter in pieces fares as the worst of them
             marks = marks.new_zeros(slots).scatter_reduce(0, self._engine.slots, marks, "amax")
         message[: HEAD.size].copy_(self._engine.head_of(task))
-        message[HEAD.size : HEAD.size + slots].copy_(marks.clamp(max=NON_FINITE))
+        message[HEAD.size : HEAD.size + slots].copy_(marks)  # from NON_FINITE on, one is lost
         if task.failure is not None:
             message[12:13].fill_(1)
 
@@ -209,7 +208,7 @@ class DeviceVerdict:
             return
         marks = messages[:, HEAD.size : HEAD.size + len(slots)]
         self.wrong = (messages[:, : HEAD.size] != engine.head_of(task)).any()
-        self.lost = (marks == NON_FINITE).any(0).logical_or_(self.wrong)
+        self.lost = (marks >= NON_FINITE).any(0).logical_or_(self.wrong)
         if before is not None:
             self.wrong.logical_or_(before.wrong)
             self.lost.logical_or_(before.lost)

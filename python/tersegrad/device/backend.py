@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..buffers import DTYPE_CODES, is_tensor
-from ..codec import Call, Codec
+from ..codec import Codec
 from ..errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -128,12 +128,9 @@ class Backend:
         """The native form of a codec; `CodecError` if the device has none."""
         made = codec.__dict__.get("_device_form")
         if made is None or made[0] is not self.native:
-            made = (self.native, self._make_form(codec))
+            made = (self.native, self.native.form_of(codec))
             codec.__dict__["_device_form"] = made
         return made[1]
-
-    def _make_form(self, codec: Codec) -> Any:
-        return self.native.form_of(codec)
 
     def encode(
         self,
@@ -145,7 +142,6 @@ class Backend:
         residual: torch.Tensor | None = None,
         *,
         step: int | torch.Tensor = 0,
-        call: Call | None = None,
         checked: bool = False,
         skip: torch.Tensor | None = None,
     ) -> None:

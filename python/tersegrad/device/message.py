@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..buffers import Bytes, Kind
-from ..codec import Call, Codec, check_codec
+from ..codec import Codec, check_codec
 from ..errors import InputError, NonFiniteError
 from ..message import Message
 from .backend import (
@@ -123,7 +123,6 @@ def pack(
     residuals: Sequence[Any],
     nonfinite: str,
     step: int,
-    calls: Sequence[Call],
 ) -> DeviceMessage:
     """`compress_many` of tensors on one device: one encode after the other, on one stream."""
     xs = [as_tensor(x) for x in tensors]
@@ -149,9 +148,7 @@ def pack(
         for position, source in enumerate(sources):
             backend.not_finite(source, bad[position : position + 1])
         skip = bad.amax(0, keepdim=True)
-    for position, (source, codec, residual, call) in enumerate(
-        zip(sources, codecs, kept, calls, strict=True)
-    ):
+    for position, (source, codec, residual) in enumerate(zip(sources, codecs, kept, strict=True)):
         status = statuses[position : position + 1]
         body = message.body_at(position)
         backend.encode(
@@ -162,7 +159,6 @@ def pack(
             status,
             residual,
             step=step,
-            call=call,
             checked=nonfinite == "reset",
             skip=skip,
         )

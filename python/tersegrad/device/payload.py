@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..buffers import ITEM_BYTES, MAX_RANK, Bytes, Kind, is_tensor
-from ..codec import Call, Codec, check_codec, check_count, check_step
+from ..codec import Codec, check_codec, check_count, check_step
 from ..errors import InputError, NonFiniteError, StateError
 from ..payload import HEADER_BYTES, Payload
 from .backend import (
@@ -157,9 +157,9 @@ def compress(
     residual: Any,
     nonfinite: str,
     step: Any,
-    call: Call | None = None,
+    call: object = None,
 ) -> DevicePayload:
-    """`tersegrad.compress` of a tensor on the device."""
+    """`tersegrad.compress` of a tensor on the device. `call` is the host's: the device finds its thresholds anew."""
     source = flat(x, "input")
     kept = None if residual is None else flat_residual(residual, x)
     step = _check_step(step, source)
@@ -180,7 +180,6 @@ def compress(
         payload._trailer,
         kept,
         step=payload._own_step,
-        call=call,
         checked=nonfinite == "reset",
     )
     if nonfinite == "reset" and kept is not None:
