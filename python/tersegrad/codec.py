@@ -107,7 +107,7 @@ class Codec(ABC):
 
     @property
     def is_fixed_size(self) -> bool:
-        """Whether the size of a body follows from the number of entries: not for ``indices="rice"`` and ``"runs"``, `Threshold`, `Zstd`."""
+        """Whether the size of a body follows from `n`: False for ``indices="rice"`` and ``"runs"``, `Threshold` and `Zstd`."""
         return True
 
     # What the author of a codec writes.
