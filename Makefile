@@ -7,8 +7,8 @@ FEDERATED ?= .venv-federated
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-# Whether the package that tests install has the CUDA module: .ci/run builds that by itself, once.
-CUDA ?= OFF
+# Whether the package that tests install has the CUDA module: where there is a GPU to run it. Elsewhere `make cuda-module` compiles it.
+CUDA ?= $(if $(wildcard /dev/nvidia0),ON,OFF)
 
 AARCH64 ?= aarch64-linux-gnu
 AARCH64_CXX ?= $(AARCH64)-g++-12
@@ -22,7 +22,7 @@ SOURCES := $(shell find csrc cmake python CMakeLists.txt pyproject.toml README.m
 	-not -path '*/__pycache__/*' -not -name '*.so' -not -name '.*' | LC_ALL=C sort)
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-cuda demo bench bench-ddp bench-cuda lint format wheel test-federated test-neon test-sanitize fuzz clean FORCE
+.PHONY: help test test-cuda demo bench bench-ddp bench-cuda lint format wheel cuda-module test-cuda-sanitize test-federated test-neon test-sanitize fuzz clean FORCE
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ test-neon: $(VENV)/tools.stamp  ## the kernels of this machine, and of others un
 
 test-sanitize: $(VENV)/tools.stamp  ## the same under the address and undefined-behaviour sanitizers
 	CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=all' tools/test_native.sh $(BIN)/cmake build/sanitize
+
+cuda-module: $(VENV)/tools.stamp  ## compile tersegrad._cuda for one architecture with nvcc, and import it without a driver
+	tools/try_cuda_module.sh $(BIN) build/cuda
+
+test-cuda-sanitize: $(VENV)/package.stamp  ## the same under compute-sanitizer: memcheck, racecheck, initcheck
+	tools/test_cuda_sanitize.sh $(BIN)
 
 fuzz: $(VENV)/tools.stamp  ## fuzz what reads bodies of strangers, under sanitizers, for FUZZ_SECONDS (60); FUZZ_ARGS for libFuzzer
 	tools/fuzz.sh $(BIN)/cmake build/fuzz $(FUZZ_CXX) $(FUZZ_SECONDS) $(FUZZ_ARGS)

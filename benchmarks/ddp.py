@@ -4,6 +4,7 @@ Hosts are network namespaces of this machine, their cables shaped by `tc tbf`; e
 process with one thread. PyTorch's hooks and ours train the same models on the same batches.
 
     sudo make bench-ddp                                       all of it, about two hours
+    ... ddp.py --short                                        what the bars need, in ten minutes
     ... ddp.py --models mlp --links 100 --rows fp32 topk1     two rows; the others stay as they were
     ... ddp.py --what loss --models transformer               losses alone: they need no slow link
     ... ddp.py --what report                                  table and plot from what was measured
@@ -41,6 +42,36 @@ WARM_UP_STEPS = 4  # DDP has its buckets, PowerSGD has begun
 SETTLING_SECONDS = 1.0
 FEWEST_STEPS = 3
 MOST_STEPS = 60
+#: The stages of --short: each has a network of its own. One learning rate, the model's.
+SHORT_ROWS = [
+    *("fp32", "fp16", "bf16", "powersgd1", "powersgd2", "powersgd4", "noop"),
+    *("topk1", "topk1-momentum", "topk1-rules", "topk01", "sign", "lowrank4"),
+]
+SHORT: list[Record] = [
+    {"what": "time", "models": ["mlp"], "links": [100, 1000], "rows": SHORT_ROWS},
+    {
+        "what": "time",
+        "models": ["mlp"],
+        "links": [100],
+        "mtu": 9000,
+        "rows": ["fp32", "topk1", "topk01"],
+    },
+    {"what": "time", "models": ["transformer"], "links": [10], "rows": SHORT_ROWS},
+    {
+        "what": "loss",
+        "models": ["mlp"],
+        "rows": [
+            "fp32",
+            "powersgd1",
+            "powersgd2",
+            "powersgd4",
+            "topk1",
+            "topk1-momentum",
+            "topk1-rules",
+        ],
+    },
+    {"what": "loss", "models": ["transformer"], "rows": ["fp32", "topk1-rules", "powersgd4"]},
+]
 
 
 def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
@@ -98,8 +129,11 @@ def main() -> None:
     options = parse()
     results = Results(options.out)
     try:
-        if options.what != "report":
-            measure(options, results)
+        for stage in SHORT if options.short else [{}]:
+            wanted = argparse.Namespace(**{**vars(options), **stage})
+            wanted.rows = [row for row in wanted.rows if row in METHODS]
+            if wanted.what != "report":
+                measure(wanted, results)
     except NetworkError as error:
         sys.exit(f"ddp.py: {error}")
     except KeyboardInterrupt:
@@ -211,8 +245,14 @@ def parse() -> argparse.Namespace:
         "--out", type=Path, default=RESULTS / "ddp",
         help="results go to OUT.json, .md and .png; what a run does not measure stays in OUT.json",
     )  # fmt: skip
+    parser.add_argument(
+        "--short", action="store_true",
+        help="what the bars need: fewer rows, one learning rate, two seconds a row",
+    )  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
+    if options.short:
+        options.hosts, options.learning_rates, options.seconds = [2], [1.0], 2.0
     if min(options.hosts) < 2 or min(options.links) <= 0:
         parser.error("a network needs two hosts or more, and cables of more than 0 Mbit/s")
     return options

@@ -26,6 +26,10 @@ KEYS = {
     "timings": ("hosts", "link", "mtu", "model", "method"),
     "curves": ("hosts", "model", "method", "learning_rate"),
 }
+#: What an all-reduce sends of each byte of the gradients, at the least 2 (W - 1) / W times.
+DENSE = {"fp32": 1.0, "fp16": 0.5, "bf16": 0.5}
+#: Ethernet and, of each packet, IP and TCP with time stamps.
+ETHERNET, HEADERS = 14, 52
 SMOOTHED = 3  # losses, of a model that still moves at its full learning rate, are averaged
 COLUMNS = {
     "label": "gradients travel as",
@@ -131,6 +135,10 @@ class Results:
                 row["payload"] = hook["received_bytes"] / 1e3
                 row["overhead"] = timing["wire_bytes"] / hook["received_bytes"]
                 row["coding"] = 1e3 * (hook["compress_seconds"] + hook["decode_seconds"])
+            elif share := DENSE.get(method):
+                payload = share * timing["gradient_bytes"] * 2 * (hosts - 1) / hosts
+                row["payload"] = payload / 1e3
+                row["overhead"] = timing["wire_bytes"] / payload
             losses = self.losses(hosts, model, method)
             if losses and target is not None:
                 row["loss"] = at(losses, steps)
@@ -173,7 +181,13 @@ class Results:
             f"Every host is one process with one thread; all share this machine's processors. A plain TCP "
             f"transfer gets {rates}. Step times are medians. What is on the wire is what the first "
             "host's shaper let out: data, TCP's acknowledgements of what it received, and the headers "
-            "of every packet. `payload` is what the hook says each host receives; it sends as much, passing on what others sent.",
+            "of every packet. `payload` is what the hook says each host receives; it sends as much, passing on what others sent; of "
+            "float32 and half precision it is what an all-reduce must send.",
+            "",
+            "What wire / payload can be at best: a packet carries MTU - 52 bytes of payload and takes MTU + 14, and every second one "
+            "that comes back is acknowledged with 66. So whoever sends and receives alike pays "
+            f"{least_overhead(1500):.3f} at an MTU of 1500, float32 too, and {least_overhead(9000):.3f} at 9000; what a row has above "
+            "that is of the last packet of each message, which is not full.",
             "",
             "The loss of a step does not depend on the cable: each row is trained once on a free one, "
             f"at a constant learning rate, and losses are means of {SMOOTHED} evaluations. Time to a "
@@ -182,6 +196,12 @@ class Results:
             "set. The bf16 hook is PyTorch's under another name, since DDP refuses its name on a CPU. "
             f"Measured at {', '.join(commits)}.",
         ]
+
+
+def least_overhead(mtu: int) -> float:
+    """Bytes on the wire by bytes of payload, of full packets and delayed acknowledgements."""
+    acknowledgement = ETHERNET + HEADERS
+    return (mtu + ETHERNET + acknowledgement / 2) / (mtu - HEADERS)
 
 
 def heading(hosts: int, model: str, link: float, mtu: int) -> str:

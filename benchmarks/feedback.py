@@ -118,6 +118,27 @@ def train(way: Way, codec: tg.Codec | None, seed: int, data: Data, settings: Set
     return {"accuracy": accuracy, "bytes": exchange.sent_bytes / total / WORKERS, "seed": seed}
 
 
+def attempt(way: Way, codec: tg.Codec | None, seed: int, data: Data, settings: Settings) -> Any:
+    """`train`, or that it diverged."""
+    try:
+        return train(way, codec, seed, data, settings)
+    except tg.NonFiniteError:
+        return {"accuracy": None, "seed": seed}
+
+
+def add(row: dict[str, Any], density: float, runs: list[dict[str, Any]]) -> None:
+    found = [run["accuracy"] for run in runs if run["accuracy"] is not None]
+    row["runs"][str(density)] = runs
+    lost = len(runs) - len(found)
+    row[f"accuracy {density}"] = (
+        f"{lost} of {len(runs)} diverged"
+        if lost
+        else f"{statistics.mean(found):.1f} ± {statistics.pstdev(found):.1f}"
+    )
+    if found:
+        row[f"bytes {density}"] = round(next(run["bytes"] for run in runs if "bytes" in run))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
@@ -143,12 +164,11 @@ def main() -> None:
             if way is DENSE and density != densities[0]:
                 continue
             used = None if way is DENSE else codec
-            runs = [train(way, used, seed, data, settings) for seed in range(options.seeds)]
-            found = [run["accuracy"] for run in runs]
-            spread = statistics.pstdev(found)
-            row[f"accuracy {density}"] = f"{statistics.mean(found):.1f} ± {spread:.1f}"
-            row[f"bytes {density}"] = round(runs[0]["bytes"])
-            row["runs"][str(density)] = runs
+            add(
+                row,
+                density,
+                [attempt(way, used, seed, data, settings) for seed in range(options.seeds)],
+            )
         rows.append(row)
         print(way.name, {key: value for key, value in row.items() if key != "runs"}, flush=True)
     save(rows, densities, options)

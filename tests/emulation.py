@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent.parent / "build" / "package"
+#: Another one may hold a build under sanitizers.
+FOLDER = Path(
+    os.environ.get("TERSEGRAD_EMULATION") or Path(__file__).parent.parent / "build" / "package"
+)
 
 
 def _load() -> Any:
