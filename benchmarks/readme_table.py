@@ -34,6 +34,52 @@ ROWS = {
     "torch to bfloat16": "torch to bfloat16",
 }
 
+#: Every codec: its row in rate.json if one call on gaussian entries says anything of it; bias, state,
+#: sums, use.
+CODECS: dict[str, tuple[str, str, str, str, str]] = {
+    "`TopK(density, values=, indices=)`": (
+        "TopK(density=0.01, values=Magnitudes())", "yes", "yes", "",
+        "slow links: exact top-k, with error feedback; a number of bits as `values` is `Magnitudes`",
+    ),
+    "`Threshold(value=)` or `(density=)`": (
+        "Threshold(density=0.01, values=Magnitudes())", "yes", "yes", "",
+        "messages as large as the gradient makes them: a threshold, given or fitted (SIDCo)",
+    ),
+    "`ChunkTopK(k, chunk, values=)`": (
+        "ChunkTopK(values=Magnitudes(bits=2))", "yes", "yes", "", "as `TopK`, and no layer starves",
+    ),
+    "`RandomK(density, seed)`": (
+        "RandomK(density=0.01)", "yes", "yes", "yes", "cheapest; both sides draw the mask, no indices travel",
+    ),
+    "`LowRank(rank, factors=)`": (
+        "", "yes", "yes", "", "large matrices (PowerSGD); averaged by all-reduce in the DDP hook",
+    ),
+    "`Rotated(bits, block, scale)`": (
+        "Rotated(bits=4)", "none", "no", "", "many senders without state; 4, 3, 2, 1, down to 0.1 bits",
+    ),
+    "`Quantize(bits, block_size, rounding, scale=)`": (
+        "Quantize(bits=4)", "none with `stochastic`", "for 2 bits", "", "first thing to try; `scale=\"l2\"` is QSGD",
+    ),
+    "`Magnitudes(bits, block_size, grid)`": (
+        "Magnitudes()", "yes", "yes", "", "what a top-k keeps",
+    ),
+    "`NF4(block_size)`": ("NF4()", "yes", "no", "", "bell-shaped blocks"),
+    "`Float8(format, block_size, rounding)`": (
+        "Float8()", "none with `stochastic`", "no", "", "blocks with outliers",
+    ),
+    "`Natural(block_size, rounding)`": ("Natural()", "none", "no", "", "entries of many orders of magnitude"),
+    "`Sign(block_size)`": ("Sign()", "yes", "yes", "", "one bit, with error feedback"),
+    "`Ternary(block_size, threshold)`": (
+        "Ternary()", "yes", "yes", "", "STC: `TopK(0.01, values=Ternary(), indices=\"rice\")`",
+    ),
+    "`Integers(bits, scale=, addends=)`": (
+        "", "none with `stochastic`", "no", "yes", "all-reduce, secure aggregation ([sums](docs/sums.md))",
+    ),
+    "`Zstd(codec)`": ("", "as inside", "as inside", "", "4-bit bodies on slow links (extra `zstd`)"),
+    "`Cast(dtype)`": ('Cast(dtype=\'bfloat16\')', "hardly", "no", "yes", "the baseline to beat"),
+    "`Identity()`": ("", "none", "no", "yes", "what must be exact"),
+}  # fmt: skip
+
 
 def significant(value: float) -> str:
     return f"{value:.0f}" if value >= 99.5 else f"{value:.2g}" if value < 10 else f"{value:.3g}"
