@@ -335,6 +335,12 @@ def test_a_workspace_that_is_too_small_is_refused() -> None:
 
 
 def test_what_has_no_form_on_the_device_says_so() -> None:
-    for codec in (tg.Ternary(), tg.TopK(k=3, indices="rice"), tg.TopK(k=3, values=tg.Ternary())):
+    for codec in (
+        tg.Ternary(),
+        tg.TopK(k=3, indices="rice"),
+        tg.TopK(k=3, values=tg.Ternary()),
+        tg.TopK(k=3, values=4),
+        tg.Quantize(scale="l2"),
+    ):
         with pytest.raises(tg.CodecError, match=r"no form on the device.*cpu"):
             EMULATED.form_of(codec)

@@ -85,6 +85,7 @@ const char* unsupported(const Codec& codec) {
   using Kind = ValueCodec::Kind;
   if (!codec.is_fixed_size()) return "indices='rice'";
   const Kind kind = codec.values.kind;
+  if (kind == Kind::quantize && codec.values.quantized.by_norm) return "scale='l2'";
   const bool known = kind == Kind::identity || kind == Kind::cast || kind == Kind::quantize || kind == Kind::sign;
   return known ? nullptr : "how its values are coded";
 }
