@@ -86,7 +86,7 @@ constexpr float kNormalLevels[16] = {-1.0f,
                                      0.5626170039176941f,
                                      0.7229568362236023f,
                                      1.0f};
-static constexpr float normal_middle(int j) { return (kNormalLevels[j] + kNormalLevels[j + 1]) * 0.5f; }
+TG_SPEC constexpr float normal_middle(int j) { return (kNormalLevels[j] + kNormalLevels[j + 1]) * 0.5f; }
 
 // The number of middles that an entry reaches.
 TG_SPEC uint32_t normal_code(float value, float inverse) {
