@@ -26,6 +26,9 @@
 #define TERSEGRAD_SIMD 0
 #endif
 
+// For functions of lanes: a call would take them through memory.
+#define TG_INLINE __attribute__((always_inline)) inline
+
 namespace tersegrad {
 namespace {
 

@@ -32,7 +32,7 @@ KeyRange key_range(const float* a, size_t n) {
 
 #if TERSEGRAD_SIMD
 template <Spacing spacing>
-inline F level_lanes(U level, const LevelGrid& grid) {
+TG_INLINE F level_lanes(U level, const LevelGrid& grid) {
   F at = splat(grid.base) + to_float(level) * splat(grid.step);
   if constexpr (spacing == Spacing::uniform) return at;
   if constexpr (spacing == Spacing::square) return at * at;
@@ -40,7 +40,7 @@ inline F level_lanes(U level, const LevelGrid& grid) {
 }
 
 template <Spacing spacing>
-inline U nearest_levels(F magnitude, const LevelGrid& grid) {
+TG_INLINE U nearest_levels(F magnitude, const LevelGrid& grid) {
   F at = magnitude;
   if constexpr (spacing == Spacing::square) at = root(magnitude);
   if constexpr (spacing == Spacing::logarithmic) at = to_float(bits(magnitude) + splat(0u - grid.low_key));

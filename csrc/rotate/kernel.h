@@ -34,9 +34,6 @@ inline U tile_signs(const uint32_t* words, size_t i) {
   return shift_left(load(words + i / kSignGroup * kSignWords + row / 32 * kLanes), static_cast<int>(row % 32));
 }
 
-// A call would take the lanes through memory.
-#define TG_INLINE __attribute__((always_inline)) inline
-
 // The six stages of a tile.
 struct Tile {
   F a, b, c, d;

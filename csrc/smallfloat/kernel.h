@@ -10,7 +10,7 @@ namespace {
 
 #if TERSEGRAD_SIMD
 template <SmallFloat kind>
-inline U small_lanes(F v, U added) {
+TG_INLINE U small_lanes(F v, U added) {
   constexpr SmallFormat format = kSmallFormats[static_cast<int>(kind)];
   if constexpr (kind == SmallFloat::nf4) {
     U code = splat(15u);
@@ -29,7 +29,7 @@ inline U small_lanes(F v, U added) {
 }
 
 template <SmallFloat kind>
-inline F entry_lanes(U code, F scale) {
+TG_INLINE F entry_lanes(U code, F scale) {
   constexpr SmallFormat format = kSmallFormats[static_cast<int>(kind)];
   if constexpr (kind == SmallFloat::nf4) {
     return saturate(lookup16(kNormalLevels, code) * scale);
@@ -51,7 +51,7 @@ void to_small(const float* a, size_t n, float inverse, const Noise* noise, uint6
   constexpr bool is_float = kind != SmallFloat::nf4;
   size_t i = 0;
 #if TERSEGRAD_SIMD
-  auto lanes = [&](size_t at, U added) {
+  auto lanes = [&](size_t at, U added) __attribute__((always_inline)) {
     store_codes<8>(codes + at, narrow_bytes(small_lanes<kind>(load(a + at) * splat(inverse), added)));
   };
   if (noise == nullptr || !is_float) {
