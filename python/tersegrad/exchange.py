@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from .codec import Codec, check_codec, check_fixed_size, decode_into, encode_into
-from .codecs import Identity, LowRank, Quantize
+from .codecs import Identity, LowRank
 from .device import exchange as device_exchange
 from .device import of
 from .errors import CodecError, InputError, StateError
@@ -269,11 +269,11 @@ def own_noise(codec: Codec, rank: int) -> Codec:
 
     A decoder does not need the noise; the mask of a RandomK stays common to all ranks.
     """
-    if isinstance(codec, Quantize) and codec.rounding == "stochastic":
-        return replace(codec, seed=(codec.seed + rank * 0x9E3779B97F4A7C15) % 2**64)
+    changed: Any = codec
+    if getattr(codec, "rounding", None) == "stochastic":
+        return replace(changed, seed=(changed.seed + rank * 0x9E3779B97F4A7C15) % 2**64)  # type: ignore[no-any-return]
     values: Any = getattr(codec, "values", None)
-    if isinstance(values, Quantize):
-        changed: Any = codec
+    if getattr(values, "rounding", None) == "stochastic":
         return replace(changed, values=own_noise(values, rank))  # type: ignore[no-any-return]
     return codec
 

@@ -41,8 +41,8 @@ class Rotated(Dense, id=10):
     unbiased estimate with an error above 1 grows its own residual.
 
     "Unbiased" is exact for a uniformly random rotation. The Hadamard one stands in for it, as in the papers: in the mean of 10,000
-    calls on normal blocks of 1024 no bias can be seen. Where a few entries hold most of a block's energy, theirs is a few hundredths
-    of the error of one call at 1 bit, less at more bits and with longer blocks.
+    calls on normal blocks of 1024 no bias can be seen. Where a few entries hold most of a block's energy a bias remains along them,
+    largest at 1 bit and in short blocks, small beside the error of one call; ``benchmarks/results/bias.md`` measures it.
 
     Parameters
     ----------

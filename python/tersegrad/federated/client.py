@@ -136,8 +136,8 @@ class Client:
             if codec is None:
                 bodies.append(x.view(np.uint8))
                 continue
-            before = self._calls.get(tensor.name, Call())
-            call = Call(number, before.last_key, memory=before.memory)
+            # No memory: a state holds none, and a client that was loaded must send what this one would.
+            call = Call(number, self._calls.get(tensor.name, Call()).last_key)
             bodies.append(self._encode(tensor, codec, x, call, residuals))
             calls[tensor.name] = call
         message = write(layout, codecs, bodies, number)
