@@ -99,8 +99,8 @@ def test_the_mean_of_many_senders() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_both_sides_resume_to_the_bit(momentum: float) -> None:
-    codec = tg.RandomK(density=0.2)
+@pytest.mark.parametrize("codec", [tg.RandomK(density=0.2), tg.LowRank(rank=1)], ids=str)
+def test_both_sides_resume_to_the_bit(codec: tg.Codec, momentum: float) -> None:
     sender, receiver = tg.EF21(codec, momentum=momentum), tg.EF21Receiver()
     for step in range(6):
         if step == 3:

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core
 from .api import NonFinite, decompress
-from .buffers import View, view
+from .buffers import Kind, View, kind_of, view
 from .codec import Call, Codec, encode
 from .device.payload import SkipCount
 from .errors import InputError, PayloadError, StateError
@@ -93,7 +93,8 @@ class EF21(Sender):
     def _add(self, key: str, x: View, body: Bytes, step: int) -> None:
         """What the receiver does too."""
         estimate = self._estimates.of(key, x)
-        self.codec._decompress(body, x.dtype, step, estimate, True, 1.0, False)
+        codec = self.codec.for_shape(x.shape)
+        codec._decompress(body, x.dtype, step, estimate, True, 1.0, False)
 
     def _pass_over(self, key: str, payload: Payload) -> None:
         estimate = self._estimates.arrays[key]
@@ -103,6 +104,9 @@ class EF21(Sender):
         for kept in (self._estimates, self._velocities):
             if key in kept.arrays:
                 view(kept.arrays[key]).array.fill(0)
+
+    def _kind(self, key: str) -> Kind | None:
+        return kind_of(self._estimates.arrays[key]) if key in self._estimates.arrays else None
 
     def estimate(self, key: str) -> AnyArray:
         """What the receiver has of a key: float32, not a copy. `KeyError` if the key is new."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core
 from .api import NonFinite, compress_view, decompress
-from .buffers import Floats, View, bytes_view, host_array, is_tensor, kind_of, like, view
+from .buffers import Floats, Kind, View, bytes_view, host_array, is_tensor, kind_of, like, view
 from .codec import Call, Codec, encode
 from .codecs import Cast, Quantize
 from .device import as_tensor, of
@@ -283,24 +283,12 @@ class ErrorFeedback(Sender):
             for key, p in self._stored.items()
         }
         state = self._save(residuals=self._residuals.snapshot() | stored)
-        self._save_memories(state)
         return {**state, "velocities": self._velocities.snapshot()} if self.momentum else state
 
-    def _save_memories(self, state: dict[str, Any]) -> None:
-        """Where the next calls of `LowRank` begin, if there are any."""
-        memories = {key: c.memory for key, c in self._calls.items() if c.memory is not None}
-        arrays, stored = self._residuals.arrays, self._stored
-        if memories:
-            state["memories"] = {
-                key: like(
-                    memory.copy(),
-                    "float32",
-                    (memory.size,),
-                    kind_of(arrays[key]) if key in arrays else stored[key]._kind,
-                )
-                for key, memory in memories.items()
-                if key in arrays or key in stored
-            }
+    def _kind(self, key: str) -> Kind | None:
+        if key in self._residuals.arrays:
+            return kind_of(self._residuals.arrays[key])
+        return self._stored[key]._kind if key in self._stored else None
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a snapshot; `StateError`, and nothing changed, if it is not one.
@@ -309,7 +297,6 @@ class ErrorFeedback(Sender):
         `momentum` there may be no velocities.
         """
         skipped, calls = self._read(state)
-        _take_memories(state, calls)
         plain: dict[Any, Any] = {}
         stored: dict[str, Payload] = {}
         for key, value in part_of(state, "residuals").items():
@@ -332,14 +319,6 @@ class ErrorFeedback(Sender):
             arrays = {}
         self._residuals.arrays, self._velocities.arrays = arrays, velocities
         self._stored, self._calls, self._skipped = stored, calls, SkipCount(skipped)
-
-
-def _take_memories(state: Mapping[str, Any], calls: Mapping[str, Call]) -> None:
-    saved = Kept("memory").checked(state.get("memories") or {})
-    for key, memory in saved.items():
-        if key not in calls:
-            raise StateError(f"memory {key!r} is of no stream")
-        calls[key].memory = view(memory).array
 
 
 def is_bytes(value: object) -> bool:

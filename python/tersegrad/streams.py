@@ -12,6 +12,7 @@ from . import _core
 from .api import NonFinite, check_nonfinite, compress_view
 from .buffers import (
     Floats,
+    Kind,
     View,
     is_tensor,
     kind_of,
@@ -182,6 +183,10 @@ class Sender:
         """Set to zero what is kept of a key, for ``nonfinite="reset"``."""
         raise NotImplementedError
 
+    def _kind(self, key: str) -> Kind | None:
+        """What the arrays kept of a key are, if there are any."""
+        raise NotImplementedError
+
     # What callers call.
 
     def compress(self, x: AnyArray, key: str) -> Payload:
@@ -264,7 +269,14 @@ class Sender:
 
     def _save(self, **kept: Any) -> dict[str, Any]:
         steps = {key: call.step for key, call in self._calls.items()}
-        return {"version": STATE_VERSION, "skipped": self.skipped, "steps": steps, **kept}
+        state = {"version": STATE_VERSION, "skipped": self.skipped, "steps": steps, **kept}
+        # Where the next calls of LowRank begin, if there are any.
+        memories = {
+            key: like(call.memory.copy(), "float32", (call.memory.size,), kind)
+            for key, call in self._calls.items()
+            if call.memory is not None and (kind := self._kind(key)) is not None
+        }
+        return {**state, "memories": memories} if memories else state
 
     def _read(self, state: Mapping[str, Any]) -> tuple[int, dict[str, Call]]:
         """`skipped` and the calls of a state, to be taken over when all the rest has been checked."""
@@ -277,6 +289,10 @@ class Sender:
             raise StateError(
                 f"state version {version!r} is not supported; this is version {STATE_VERSION}"
             )
+        for key, memory in Kept("memory").checked(state.get("memories") or {}).items():
+            if key not in calls:
+                raise StateError(f"memory {key!r} is of no stream")
+            calls[key].memory = view(memory).array
         return skipped, calls
 
 
