@@ -141,7 +141,7 @@ def test_messages_and_clients_take_bodies_of_any_size() -> None:
     [
         {}, {"value": 1.0, "density": 0.1}, {"value": -1.0}, {"value": math.nan}, {"value": math.inf}, {"value": "1"},
         {"density": 0.0}, {"density": 1.5}, {"value": 1.0, "indices": "huffman"},
-        {"value": 1.0, "values": tg.TopK(k=1)}, {"value": 1.0, "values": 4},
+        {"value": 1.0, "values": tg.TopK(k=1)},
     ],
 )  # fmt: skip
 def test_senseless_thresholds_are_refused(fields: dict[str, Any]) -> None:
@@ -189,7 +189,7 @@ def test_a_forged_count_or_stream_is_refused_before_anything_is_written(form: st
 
 def test_forged_parameters_are_refused() -> None:
     raw = bytes(tg.compress(gradient(50), tg.Threshold(value=1.0)))
-    for at, byte in ((8, 5), (9, 1), (12, 5), (12, 16), (12, 99), (16, 1), (27, 1)):
+    for at, byte in ((8, 6), (9, 1), (12, 5), (12, 16), (12, 99), (16, 1), (27, 1)):
         with pytest.raises(tg.PayloadError):
             tg.decompress(ref.seal(raw[:at] + bytes([byte]) + raw[at + 1 :]))
 

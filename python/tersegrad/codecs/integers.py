@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from ..buffers import Bytes, view
 from ..errors import CodecError, InputError
 from .check import check_choice, check_integer
 from .native import Dense
+from .once import Once
 
 if TYPE_CHECKING:
     from ..buffers import AnyArray
@@ -97,7 +97,7 @@ class Integers(Dense, id=15):
         spare = max(0, limit.bit_length() - 24)  # compared as a float32
         return limit >> spare << spare
 
-    @cached_property
+    @Once
     def unit(self) -> float:
         """The scale that travels: a bfloat16."""
         if self.scale is not None:

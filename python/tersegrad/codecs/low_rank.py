@@ -6,7 +6,6 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from ..codec import Call, Codec
 from ..errors import CodecError, InputError
 from .cast import Identity
 from .check import check_choice, check_integer
+from .once import Once
 
 _PARAMS = struct.Struct("<BBHI")  # rank, dtype of the factors, zeros, columns
 _IDENTITY = Identity()
@@ -104,7 +104,7 @@ class LowRank(Codec, id=17):
         kind: Any = DTYPES[factors]
         return cls(rank=rank, factors=kind, columns=columns or None)
 
-    @cached_property
+    @Once
     def _factor_code(self) -> int:
         return DTYPE_CODES[self.factors]
 

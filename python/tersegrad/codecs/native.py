@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from .. import _core
 from ..buffers import DTYPE_CODES, Bytes, Floats
 from ..codec import Call, Codec, check_fixed_size
 from ..errors import InputError
+from .once import Once
 
 
 class Native(Codec):
@@ -25,7 +25,7 @@ class Native(Codec):
     def _make_native(self) -> _core.Codec:
         """The native codec of these parameters."""
 
-    @cached_property
+    @Once
     def _native(self) -> _core.Codec:
         return self._make_native()
 
