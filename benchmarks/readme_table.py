@@ -55,7 +55,7 @@ CODECS: dict[str, tuple[str, str, str, str, str]] = {
         "", "yes", "yes", "", "large matrices (PowerSGD); averaged by all-reduce in the DDP hook",
     ),
     "`Rotated(bits, block, scale)`": (
-        "Rotated(bits=4)", "none", "no", "", "many senders without state; 4, 3, 2, 1, down to 0.1 bits",
+        "Rotated()", "none", "no", "", "many senders without state; 4, 3, 2, 1, down to 0.1 bits",
     ),
     "`Quantize(bits, block_size, rounding, scale=)`": (
         "Quantize(bits=4)", "none with `stochastic`", "for 2 bits", "", "first thing to try; `scale=\"l2\"` is QSGD",
@@ -131,10 +131,10 @@ def codecs_table(result: dict[str, Any]) -> str:
     machine = result["machine"]
     lines += [
         "",
-        f"Bits for an entry with all bytes of the payload, error of one call, and input compressed a second, for "
-        f"{machine['entries']:,} independent gaussian entries (of those nothing is easy to leave out; gradients are kinder "
-        f"to sparse codecs), one thread, {machine['kernels']}, {machine['processor']}. State is what error feedback keeps; "
-        '"sums" says whether payloads add without decoding.',
+        "Bits for an entry with all bytes of the payload, error of one call, and input compressed a second, for "
+        f"{machine['entries']:,} independent gaussian entries (of those nothing is easy to leave out; gradients are "
+        f"kinder to sparse codecs), one thread, {machine['kernels']}, {machine['processor']} under load "
+        f'{machine["load"]}. State is what error feedback keeps; "sums" says whether payloads add without decoding.',
     ]
     return "\n".join(lines)
 
