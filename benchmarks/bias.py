@@ -29,8 +29,8 @@ Floats = npt.NDArray[np.float32]
 
 COLUMNS = {
     "codec": "codec", "claims": "claims no bias", "z": "largest z, normal",
-    "share": "squared bias / |x|^2", "nmse": "NMSE of a call", "z_outliers": "largest z, outliers",
-    "share_outliers": "squared bias / |x|^2, outliers",
+    "share": "squared bias / energy", "nmse": "NMSE of a call", "z_outliers": "largest z, outliers",
+    "share_outliers": "squared bias / energy, outliers",
 }  # fmt: skip
 
 LIMIT = 4.0
