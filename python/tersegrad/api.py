@@ -18,7 +18,17 @@ from .buffers import (
     writable_view,
     zeros_like,
 )
-from .codec import Call, Codec, check_codec, check_count, check_scale, check_step, encode, used
+from .codec import (
+    NOT_FINITE_MESSAGES,
+    Call,
+    Codec,
+    check_codec,
+    check_count,
+    check_scale,
+    check_step,
+    encode,
+    used,
+)
 from .device import as_tensor, of
 from .device.payload import compress as compress_on_device
 from .device.payload import decompress as decompress_on_device
@@ -112,13 +122,9 @@ def compress_view(
     if not finite:
         if nonfinite == "reset" and residual is not None:
             residual.fill(0)
-            raise NonFiniteError(
-                "the input or the residual held an infinity or NaN; the residual was set to zero"
-            )
+            raise NonFiniteError(NOT_FINITE_MESSAGES["reset"])
         if nonfinite != "skip":
-            raise NonFiniteError(
-                "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step"
-            )
+            raise NonFiniteError(NOT_FINITE_MESSAGES["error"])
         encode(zeros_like(x), codec, body, None, call)
     return Payload(codec, x.dtype, x.shape, used(body, call), x.kind, call.step, not finite)
 

@@ -40,6 +40,16 @@ VALUE_PARAMETER_BYTES = 3
 #: A payload has fewer entries than this.
 ENTRY_LIMIT = 2**32
 
+#: What callers are told of an input that is not finite, by what they chose to happen, and of such a sum; on the host and on devices.
+NOT_FINITE_MESSAGES = {
+    "error": "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step",
+    "reset": "the input or the residual held an infinity or NaN; the residual was set to zero",
+}
+SUM_MESSAGE = (
+    "x is finite but x + residual is not: the residual held an infinity or NaN, or the sum exceeds float32; "
+    "reset the residual"
+)
+
 _by_id: dict[int, type[Codec]] = {}
 _C = TypeVar("_C", bound="Codec")
 
@@ -343,10 +353,7 @@ def encode(
         return True
     call.last_key = 0
     if residual is not None and not checked:
-        raise InputError(
-            "x is finite but x + residual is not: the residual held an infinity or NaN, or the sum exceeds float32; "
-            "reset the residual"
-        )
+        raise InputError(SUM_MESSAGE)
     return False
 
 

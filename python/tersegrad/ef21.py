@@ -72,7 +72,7 @@ class EF21(Sender):
     def _meet(self, key: str, x: View) -> None:
         self._estimates.of(key, x)
 
-    def _encode(self, key: str, x: View, body: Bytes, call: Call) -> None:
+    def _encode(self, key: str, x: View, codec: Codec, body: Bytes, call: Call) -> None:
         estimate = self._estimates.of(key, x)
         target = np.empty(x.array.size, np.float32)
         _core.widen(x.array, target)
@@ -81,20 +81,16 @@ class EF21(Sender):
             target += self._velocities.of(key, x) * np.float32(self.momentum)
         with np.errstate(over="ignore"):  # refused below
             difference = target - estimate
-        codec = self.codec.for_shape(x.shape)
         if not encode(View(difference, x.dtype, x.shape, x.kind), codec, body, None, call):
             raise InputError(
                 f"{key!r} is finite but its difference to the estimate is not: reset({key!r}), here and at the receiver"
             )
-        self._add(key, x, body[: call.body_bytes], call.step)
+        used = body[: call.body_bytes]
+        codec._decompress(
+            used, x.dtype, call.step, estimate, True, 1.0, False
+        )  # as the receiver does
         if self.momentum:
             self._velocities.put(key, target, x)
-
-    def _add(self, key: str, x: View, body: Bytes, step: int) -> None:
-        """What the receiver does too."""
-        estimate = self._estimates.of(key, x)
-        codec = self.codec.for_shape(x.shape)
-        codec._decompress(body, x.dtype, step, estimate, True, 1.0, False)
 
     def _pass_over(self, key: str, payload: Payload) -> None:
         estimate = self._estimates.arrays[key]

@@ -129,7 +129,7 @@ class ErrorFeedback(Sender):
             tensor = as_tensor(x)
             there = self._residuals.on_device(key, tensor)
             coded = compress_on_device(
-                backend, tensor, self.codec, there, self.nonfinite, call.step, call
+                backend, tensor, self.codec, there, self.nonfinite, call.step
             )
             call.step = (call.step + 1) & 0xFFFFFFFF
             if self.nonfinite == "skip":
@@ -193,7 +193,7 @@ class ErrorFeedback(Sender):
         elif stored is not None:
             check_shape("residual", key, stored.shape, x.shape)
 
-    def _encode(self, key: str, x: View, body: Bytes, call: Call) -> None:
+    def _encode(self, key: str, x: View, codec: Codec, body: Bytes, call: Call) -> None:
         source, velocity = x, None
         if self.momentum:
             gradient, velocity = np.empty((2, x.array.size), np.float32)
@@ -203,13 +203,12 @@ class ErrorFeedback(Sender):
             source = x._replace(array=after)
         residual = self._load(key, x)
         residual *= np.float32(self.decay)
-        codec = self.codec.for_shape(x.shape)
         if not encode(source, codec, body, residual, call):
             raise InputError(f"{key!r} is finite but its velocity is not: reset({key!r})")
         if velocity is not None:
-            if self.masking and self.codec.is_sparse:
+            if self.masking and codec.is_sparse:
                 used = body[: call.body_bytes]
-                velocity[sent_by(self.codec, used, velocity.size, x.dtype, call.step)] = 0
+                velocity[sent_by(codec, used, velocity.size, x.dtype, call.step)] = 0
             self._velocities.put(key, velocity, x)
         self._keep(key, residual, x, call.step)
 

@@ -172,8 +172,8 @@ class Sender:
         """`StateError` if the key was used with another shape."""
         raise NotImplementedError
 
-    def _encode(self, key: str, x: View, body: Bytes, call: Call) -> None:
-        """Write a body for `x`, which is finite, and then change what is kept; `InputError` changes nothing."""
+    def _encode(self, key: str, x: View, codec: Codec, body: Bytes, call: Call) -> None:
+        """Write a body of `codec` for `x`, which is finite, and then change what is kept; `InputError` changes nothing."""
         raise NotImplementedError
 
     def _pass_over(self, key: str, payload: Payload) -> None:
@@ -197,9 +197,10 @@ class Sender:
         source = view(x)
         self._meet(check_key(key), source)
         call = self._calls.setdefault(key, Call())
-        if not _core.all_finite(source.array):
+        finite = _core.all_finite(source.array)
+        if not finite:
             self._refuse([key])
-        payload = self._payload(key, source, call)
+        payload = self._payload(key, source, finite, call)
         call.step = (call.step + 1) & 0xFFFFFFFF
         self._skipped.add(payload.skipped)
         return payload
@@ -226,7 +227,7 @@ class Sender:
         payloads = []
         for key, x in views.items():
             calls[key].step = step
-            payloads.append(self._payload(key, x, calls[key]))
+            payloads.append(self._payload(key, x, key not in bad, calls[key]))
             calls[key].step = (step + 1) & 0xFFFFFFFF
         self._skipped.add(len(bad))
         bodies = [payload._body for payload in payloads]
@@ -254,15 +255,15 @@ class Sender:
                 f"{keys} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
             )
 
-    def _payload(self, key: str, x: View, call: Call) -> Payload:
-        if not _core.all_finite(x.array):
+    def _payload(self, key: str, x: View, finite: bool, call: Call) -> Payload:
+        if not finite:
             payload = compress_view(zeros_like(x), self.codec, None, "skip", call)
             payload.skipped = True
             self._pass_over(key, payload)
             return payload
         codec = self.codec.for_shape(x.shape)
         body = np.empty(codec.max_body_size(check_count(x.array.size), x.dtype), np.uint8)
-        self._encode(key, x, body, call)
+        self._encode(key, x, codec, body, call)
         return Payload(codec, x.dtype, x.shape, used(body, call), x.kind, call.step)
 
     # State.

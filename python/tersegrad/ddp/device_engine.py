@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..device.backend import ALIGNMENT, Backend
+from ..device.backend import ALIGNMENT, Backend, signed
 from ..errors import StateError
 from .ledger import Ledger
 from .message import ABSENT, HEAD, MAGIC, NON_FINITE
@@ -99,7 +99,7 @@ class OnDevice:
         """The 16 bytes that every rank's message of a step begins with."""
         if task.head is None:
             task.head = self.head.clone()
-            task.head[8:12].view(torch.int32).fill_(_signed(task.random_step))
+            task.head[8:12].view(torch.int32).fill_(signed(task.random_step))
         return task.head
 
 
@@ -244,8 +244,3 @@ class DeviceVerdict:
         memory.ledger.note(self.lost, self.wrong)
         if task.failure is not None:
             raise StateError(f"this rank could not compress a gradient: {task.failure}")
-
-
-def _signed(number: int) -> int:
-    """The int32 of the same bits as a u32."""
-    return number - 2**32 if number >= 2**31 else number

@@ -244,6 +244,11 @@ def _step(step: int | torch.Tensor) -> tuple[int, int]:
     return (step, 0) if isinstance(step, int) else (0, step.data_ptr())
 
 
+def signed(number: int) -> int:
+    """The int32 of the same bits as a u32, which torch's fill_ takes."""
+    return number - 2**32 if number >= 2**31 else number
+
+
 # --- Which tensors go to which backend. ---
 
 _backends: dict[str, Backend] = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StateError
-from .backend import NOT_FINITE, Backend
+from .backend import NOT_FINITE, Backend, signed
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +131,6 @@ def _head_of(layout: Layout, step: int, device: torch.device) -> torch.Tensor:
         kept[device] = torch.frombuffer(bytearray(layout.head(0, False)), dtype=torch.uint8).to(
             device
         )
-    head, number = kept[device].clone(), step % 2**32
-    head[8:12].view(torch.int32).fill_(number - 2**32 if number >= 2**31 else number)
+    head = kept[device].clone()
+    head[8:12].view(torch.int32).fill_(signed(step % 2**32))
     return head

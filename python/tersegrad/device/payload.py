@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..buffers import ITEM_BYTES, MAX_RANK, Bytes, Kind, is_tensor
-from ..codec import Codec, check_codec, check_count, check_step
+from ..codec import NOT_FINITE_MESSAGES, SUM_MESSAGE, Codec, check_codec, check_count, check_step
 from ..errors import InputError, NonFiniteError, StateError
 from ..payload import HEADER_BYTES, Payload
 from .backend import (
@@ -28,17 +28,6 @@ from .backend import (
 
 if TYPE_CHECKING:
     import torch
-
-SUM_MESSAGE = (
-    "x is finite but x + residual is not: the residual held an infinity or NaN, or the sum exceeds float32; "
-    "reset the residual"
-)
-MESSAGES = {
-    "error": (
-        "the input holds an infinity or NaN; mend it, or pass nonfinite='skip' to send zeros for this step"
-    ),
-    "reset": ("the input or the residual held an infinity or NaN; the residual was set to zero"),
-}
 
 
 class DevicePayload(Payload):
@@ -129,7 +118,7 @@ class DevicePayload(Payload):
         if status == SUM_NOT_FINITE and self.nonfinite != "reset":
             raise InputError(SUM_MESSAGE)
         if status >= NOT_FINITE and self.nonfinite != "skip":
-            raise NonFiniteError(MESSAGES[self.nonfinite])
+            raise NonFiniteError(NOT_FINITE_MESSAGES[self.nonfinite])
         return status == NOT_FINITE
 
     @property
@@ -157,9 +146,8 @@ def compress(
     residual: Any,
     nonfinite: str,
     step: Any,
-    call: object = None,
 ) -> DevicePayload:
-    """`tersegrad.compress` of a tensor on the device. `call` is the host's: the device finds its thresholds anew."""
+    """`tersegrad.compress` of a tensor on the device, which finds its thresholds anew at every call."""
     source = flat(x, "input")
     kept = None if residual is None else flat_residual(residual, x)
     step = _check_step(step, source)

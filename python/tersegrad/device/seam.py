@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..buffers import DTYPE_CODES, is_tensor
-from ..codec import Codec, check_step
+from ..codec import SUM_MESSAGE, Codec, check_step
 from ..errors import InputError
 from .backend import ALIGNMENT, SENT, SUM_NOT_FINITE, Backend, as_tensor, dtype_of, of
-from .payload import SUM_MESSAGE, flat, flat_residual, writable
+from .payload import flat, flat_residual, writable
 
 if TYPE_CHECKING:
     import torch
