@@ -30,8 +30,8 @@ from .device.message import decompress_many as decompress_many_on_device
 from .device.message import pack as pack_on_device
 from .device.message import upload
 from .device.payload import place_of
-from .errors import InputError, NonFiniteError, PayloadError
-from .message import Message, check_all_expected
+from .errors import InputError, PayloadError
+from .message import Message, check_all_expected, refuse_not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -165,32 +165,21 @@ def _settle_non_finite(
     sizes: Sequence[int],
 ) -> tuple[Bytes, list[int]]:
     """The body with zeros in the places of the skipped tensors, which have no bytes in it yet."""
-    sums = [] if nonfinite == "reset" else [p for p in skipped if _is_finite(tensors[p])]
-    if sums:
-        raise InputError(
-            f"tensors {sums} are finite but their sums with the residuals are not: a residual held an infinity or NaN, or a sum "
-            "exceeds float32; reset the residuals of this call"
-        )
-    if nonfinite == "skip":
-        parts = np.split(body, np.cumsum(sizes, dtype=np.int64)[:-1])
-        for position in skipped:
-            zeros, call = zeros_like(view(tensors[position])), Call(step)
-            codec = codecs[position].for_shape(zeros.shape)
-            part = np.empty(codec.max_body_size(zeros.array.size, zeros.dtype), np.uint8)
-            encode(zeros, codec, part, None, call)
-            parts[position] = used(part, call)
-        return np.concatenate(parts), [part.size for part in parts]
     if nonfinite == "reset":
         for position in skipped:
             residual = residuals[position]
             if residual is not None:
                 writable_view(residual, "residual").array.fill(0)
-        raise NonFiniteError(
-            f"tensors {list(skipped)} or their residuals held an infinity or NaN; these residuals were set to zero"
-        )
-    raise NonFiniteError(
-        f"tensors {list(skipped)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
-    )
+    sums = [] if nonfinite == "reset" else [p for p in skipped if _is_finite(tensors[p])]
+    refuse_not_finite(sums, skipped, nonfinite)
+    parts = np.split(body, np.cumsum(sizes, dtype=np.int64)[:-1])
+    for position in skipped:
+        zeros, call = zeros_like(view(tensors[position])), Call(step)
+        codec = codecs[position].for_shape(zeros.shape)
+        part = np.empty(codec.max_body_size(zeros.array.size, zeros.dtype), np.uint8)
+        encode(zeros, codec, part, None, call)
+        parts[position] = used(part, call)
+    return np.concatenate(parts), [part.size for part in parts]
 
 
 def _is_finite(tensor: AnyArray) -> bool:

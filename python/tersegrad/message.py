@@ -22,7 +22,7 @@ from .buffers import (
 )
 from .codec import ENTRY_LIMIT, Codec, codec_by_id
 from .device import as_tensor, of
-from .errors import CodecError, PayloadError
+from .errors import CodecError, InputError, NonFiniteError, PayloadError
 from .payload import CHECKSUM, VERSION, check_expected, verify_checksum
 
 if TYPE_CHECKING:
@@ -219,3 +219,20 @@ def check_all_expected(
         raise PayloadError(f"the message has {len(shapes)} tensors; expected were {len(expect)}")
     for position, (shape, dtype, wanted) in enumerate(zip(shapes, dtypes, expect, strict=True)):
         check_expected(shape, dtype, wanted, f"tensor {position} of the message")
+
+
+def refuse_not_finite(sums: Sequence[int], bad: Sequence[int], nonfinite: str) -> None:
+    """Raise as the caller of `compress_many` chose, for tensors that are not finite (`bad`) or whose sums with residuals are not."""
+    if sums:
+        raise InputError(
+            f"tensors {list(sums)} are finite but their sums with the residuals are not: a residual held an infinity or NaN, or a sum "
+            "exceeds float32; reset the residuals of this call"
+        )
+    if bad and nonfinite == "reset":
+        raise NonFiniteError(
+            f"tensors {list(bad)} or their residuals held an infinity or NaN; these residuals were set to zero"
+        )
+    if bad and nonfinite == "error":
+        raise NonFiniteError(
+            f"tensors {list(bad)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
+        )

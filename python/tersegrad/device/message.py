@@ -10,8 +10,8 @@ import numpy as np
 
 from ..buffers import Bytes, Kind
 from ..codec import Codec, check_codec
-from ..errors import InputError, NonFiniteError
-from ..message import Message
+from ..errors import InputError
+from ..message import Message, refuse_not_finite
 from .backend import (
     ALIGNMENT,
     NOT_FINITE,
@@ -92,20 +92,9 @@ class DeviceMessage(Message):
         self._judge(self.statuses.cpu().numpy())
 
     def _judge(self, statuses: Any) -> tuple[int, ...]:
-        if self.nonfinite != "reset" and (sums := np.flatnonzero(statuses == SUM_NOT_FINITE)).size:
-            raise InputError(
-                f"tensors {sums.tolist()} are finite but their sums with the residuals are not: a residual held an infinity or NaN, "
-                "or a sum exceeds float32; reset the residuals of this call"
-            )
+        sums = np.flatnonzero(statuses == SUM_NOT_FINITE).tolist()
         bad = tuple(np.flatnonzero(statuses >= NOT_FINITE).tolist())
-        if bad and self.nonfinite == "reset":
-            raise NonFiniteError(
-                f"tensors {list(bad)} or their residuals held an infinity or NaN; these residuals were set to zero"
-            )
-        if bad and self.nonfinite == "error":
-            raise NonFiniteError(
-                f"tensors {list(bad)} hold an infinity or NaN; mend them, or pass nonfinite='skip' to send zeros for this step"
-            )
+        refuse_not_finite([] if self.nonfinite == "reset" else sums, bad, self.nonfinite)
         return bad
 
     @property
