@@ -119,6 +119,17 @@ def test_a_lazily_negated_tensor_is_compressed_as_its_values() -> None:
     assert bytes(tg.compress(negated, CODEC)) == bytes(tg.compress(-real, CODEC))
 
 
+def test_a_lazily_negated_tensor_is_not_written_in_place() -> None:
+    lazy = torch._neg_view(torch.zeros(3))
+    payload = tg.compress(torch.ones(3), CODEC)
+    for call in (
+        lambda: tg.decompress(payload, out=lazy),
+        lambda: tg.compress(torch.ones(3), CODEC, residual=lazy),
+    ):
+        with pytest.raises(tg.InputError, match="written in place"):
+            call()
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=name_of)
 def test_zero_dimensional_and_empty_arrays_work(codec: tg.Codec) -> None:
     for shape in ((), (0,), (0, 5), (3, 0, 2), (1, 1, 1)):

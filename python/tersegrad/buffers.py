@@ -63,7 +63,6 @@ def kind_of(x: object, what: str = "input") -> Kind:
 
 
 def _host_tensor(x: torch.Tensor, what: str) -> torch.Tensor:
-    import torch
 
     if x.device.type == "cuda":
         raise BackendError(
@@ -72,9 +71,15 @@ def _host_tensor(x: torch.Tensor, what: str) -> torch.Tensor:
         )
     if x.device.type != "cpu":
         raise InputError(f"{what} is on device {x.device}; use a CPU tensor")
+    check_strided(x, what)
+    return x.detach()
+
+
+def check_strided(x: torch.Tensor, what: str) -> None:
+    import torch
+
     if x.layout is not torch.strided:
         raise InputError(f"{what} has layout {x.layout}; use {what}.to_dense()")
-    return x.detach()
 
 
 def _numpy_dtype(x: npt.NDArray[Any], what: str) -> str:
@@ -106,7 +111,7 @@ def host_array(x: object, what: str) -> npt.NDArray[Any]:
         raise InputError(f"{what} has dtype {tensor.dtype}, which NumPy lacks: {error}") from error
 
 
-def _check_rank(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
+def check_rank(shape: tuple[int, ...], what: str) -> tuple[int, ...]:
     if len(shape) > MAX_RANK:
         raise InputError(
             f"{what} has {len(shape)} dimensions; a payload holds {MAX_RANK} at most: reshape it"
@@ -119,7 +124,7 @@ def view(x: object, what: str = "input") -> View:
     if kind_of(x, what) == "numpy":
         array: Any = x
         dtype = _numpy_dtype(array, what)
-        shape = _check_rank(array.shape, what)
+        shape = check_rank(array.shape, what)
         flat = np.ascontiguousarray(array).reshape(-1)
         if dtype == "bfloat16":
             flat = flat.view(np.uint16)
@@ -128,7 +133,7 @@ def view(x: object, what: str = "input") -> View:
     import torch
 
     tensor: torch.Tensor = _host_tensor(x, what)  # type: ignore[arg-type]
-    shape = _check_rank(tuple(tensor.shape), what)
+    shape = check_rank(tuple(tensor.shape), what)
     tensor = tensor.contiguous().resolve_neg()
     if tensor.dtype is torch.float32:
         return View(tensor.numpy().reshape(-1), "float32", shape, "torch")
@@ -232,27 +237,34 @@ def writable_view(x: object, what: str) -> View:
         if not array.flags.writeable:
             raise InputError(f"{what} is written in place, but it is read-only")
     else:
-        import torch
-
-        tensor: torch.Tensor = x  # type: ignore[assignment]
-        if not tensor.is_contiguous():
-            raise InputError(f"{what} is written in place and must be contiguous")
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise InputError(
-                f"{what} is written in place, but it requires grad; use torch.no_grad(), or give {what}.detach()"
-            )
+        check_writable(x, what)  # type: ignore[arg-type]
     return view(x, what)
+
+
+def check_writable(x: torch.Tensor, what: str) -> None:
+    """`InputError` for a tensor whose kernels would write to a copy, wherever it lies."""
+    if not x.is_contiguous() or x.is_neg():  # a lazy minus
+        raise InputError(f"{what} is written in place and must be contiguous")
+    if _needs_grad([x]):
+        raise InputError(
+            f"{what} is written in place, but it requires grad; use torch.no_grad(), or give {what}.detach()"
+        )
+
+
+def check_residual(dtype: str, shape: tuple[int, ...], input_shape: tuple[int, ...]) -> None:
+    """`InputError` unless a residual of this dtype and shape can belong to the input."""
+    if dtype != "float32":
+        raise InputError(
+            f"residual must be float32, not {dtype}: a smaller dtype would lose what it keeps"
+        )
+    if shape != input_shape:
+        raise InputError(f"residual has shape {shape}, the input {input_shape}")
 
 
 def residual_view(residual: object, x: View) -> Floats:
     """The float32 residual that belongs to `x`."""
     got = writable_view(residual, "residual")
-    if got.dtype != "float32":
-        raise InputError(
-            f"residual must be float32, not {got.dtype}: a smaller dtype would lose what it keeps"
-        )
-    if got.shape != x.shape:
-        raise InputError(f"residual has shape {got.shape}, the input {x.shape}")
+    check_residual(got.dtype, got.shape, x.shape)
     if got.kind != x.kind:
         raise InputError(f"residual is a {got.kind} array, the input a {x.kind} one")
     return got.array

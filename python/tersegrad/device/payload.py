@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..buffers import ITEM_BYTES, MAX_RANK, Bytes, Kind, is_tensor
+from ..buffers import (
+    ITEM_BYTES,
+    Bytes,
+    Kind,
+    check_rank,
+    check_residual,
+    check_strided,
+    check_writable,
+    is_tensor,
+)
 from ..codec import NOT_FINITE_MESSAGES, SUM_MESSAGE, Codec, check_codec, check_count, check_step
 from ..errors import InputError, NonFiniteError, StateError
 from ..payload import HEADER_BYTES, Payload
@@ -239,14 +248,8 @@ def upload(payload: Payload, device: torch.device) -> DevicePayload:
 
 def flat(x: Any, what: str) -> torch.Tensor:
     """A tensor of the device as its kernels see it: flat, contiguous, without gradient."""
-    import torch
-
-    if x.layout is not torch.strided:
-        raise InputError(f"{what} has layout {x.layout}; use {what}.to_dense()")
-    if len(x.shape) > MAX_RANK:
-        raise InputError(
-            f"{what} has {len(x.shape)} dimensions; a payload holds {MAX_RANK} at most: reshape it"
-        )
+    check_strided(x, what)
+    check_rank(x.shape, what)
     dtype_of(x, what)
     check_count(x.numel())
     return x.detach().contiguous().resolve_neg().view(-1)  # type: ignore[no-any-return]
@@ -254,32 +257,18 @@ def flat(x: Any, what: str) -> torch.Tensor:
 
 def writable(x: Any, what: str) -> torch.Tensor:
     """The same of a tensor that is written in place: `InputError` where a copy would be needed."""
-    import torch
-
-    if not x.is_contiguous() or x.is_neg():
-        raise InputError(f"{what} is written in place and must be contiguous")
-    if x.requires_grad and torch.is_grad_enabled():
-        raise InputError(
-            f"{what} is written in place, but it requires grad; use torch.no_grad(), or give {what}.detach()"
-        )
+    check_writable(x, what)
     return flat(x, what)
 
 
 def flat_residual(residual: Any, x: Any) -> torch.Tensor:
     """The float32 residual that belongs to `x`."""
-    import torch
-
     if not is_tensor(residual):
         raise InputError(f"residual is a {type(residual).__name__}, the input a tensor")
     if residual.device != x.device:
         raise InputError(f"residual is on {residual.device}, the input on {x.device}")
-    if residual.dtype is not torch.float32:
-        name = str(residual.dtype).removeprefix("torch.")
-        raise InputError(
-            f"residual must be float32, not {name}: a smaller dtype would lose what it keeps"
-        )
-    if residual.shape != x.shape:
-        raise InputError(f"residual has shape {tuple(residual.shape)}, the input {tuple(x.shape)}")
+    name = str(residual.dtype).removeprefix("torch.")
+    check_residual(name, tuple(residual.shape), tuple(x.shape))
     return writable(residual, "residual")
 
 
