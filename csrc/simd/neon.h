@@ -225,31 +225,6 @@ inline B load_codes(const uint8_t* p) {
   }
 }
 
-// The limits between 2^(width - 1) levels, ascending, as keys.
-template <int width>
-struct Limits {
-  U limit[7];
-};
-template <int width>
-inline Limits<width> load_limits(const uint32_t* p) {
-  Limits<width> out;
-  for (int t = 0; t + 1 < 1 << (width - 1); ++t) out.limit[t] = splat(p[t]);
-  return out;
-}
-// `code` plus the number of limits below the key.
-template <int width>
-inline U add_limits_below(U code, U key, const Limits<width>& limits) {
-  for (int t = 0; t + 1 < 1 << (width - 1); ++t) code = count_above(code, key, limits.limit[t]);
-  return code;
-}
-
-// Packs 32 codes of 2 to 4 bits. What is above them must be zero.
-template <int width>
-inline void store_codes(uint8_t* p, U a, U b) {
-  store_codes<width>(p, narrow_bytes(a));
-  store_codes<width>(p + 2 * width, narrow_bytes(b));
-}
-
 // One of eight floats by the low three bits of each lane.
 struct Table8 {
   uint8x16x2_t r;
