@@ -30,6 +30,25 @@ inline void philox_lanes(const Noise& noise, uint32_t first_counter, U words[4],
   words[2] = join_lanes(c2);
   words[3] = join_lanes(c3);
 }
+
+// Calls each(i, noise) for every vector of entries among the first of n, with the rounding noise of entries from
+// first + i on in its lanes; returns how many entries these were. The words of one call of Philox serve 128 entries, in
+// two runs of four vectors; `first`, a multiple of 64, may be where the second run begins.
+template <class Each>
+TG_INLINE size_t for_each_noisy(const Noise& noise, uint64_t first, size_t n, Each&& each) {
+  U words[4];
+  size_t i = 0;
+  bool second = first / 64 % 2 != 0;
+  if (second) philox_lanes(noise, static_cast<uint32_t>(first / 128 * 16), words);
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    if (!second) philox_lanes(noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
+    for (size_t j = 0; j < 4; ++j) {
+      each(i + j * kLanes, second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu));
+    }
+    second = !second;
+  }
+  return i;
+}
 #endif
 
 }  // namespace

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "../kernels.h"
-#include "../quantize/kernel.h"
+#include "../philox_lanes.h"
 #include "../simd.h"
 #include "spec.h"
 
@@ -78,20 +78,11 @@ inline uint32_t integers_of(const float* a, size_t n, const IntegerGrid& grid, c
       keys = larger(keys, integer_lanes<width, keeping, false>(a, i, inverse, scale, limit, limit, codes, lost));
     }
   } else {
-    // The words of one call serve 128 entries, in two runs of four vectors; a piece may begin at the second.
-    U words[4];
-    bool second = first / 64 % 2 != 0;
-    if (second) philox_lanes(*noise, static_cast<uint32_t>(first / 128 * 16), words);
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-      if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
-      for (size_t j = 0; j < 4; ++j) {
-        prefetch(a + i + j * kLanes);
-        U random = second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu);
-        keys = larger(
-            keys, integer_lanes<width, keeping, true>(a, i + j * kLanes, inverse, scale, limit, random, codes, lost));
-      }
-      second = !second;
-    }
+    i = for_each_noisy(
+        *noise, first, n, [&](size_t at, U random) __attribute__((always_inline)) {
+          prefetch(a + at);
+          keys = larger(keys, integer_lanes<width, keeping, true>(a, at, inverse, scale, limit, random, codes, lost));
+        });
   }
   key = largest_lane(keys);
 #endif

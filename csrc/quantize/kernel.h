@@ -78,19 +78,11 @@ inline void quantize_block(const float* a, size_t n, uint32_t max_key, const Noi
       lanes(i + kLanes, splat(kRoundToNearest));
     }
   } else {
-    // The words of one call serve 128 entries, in two runs of four vectors; a block may begin at the second.
-    U words[4];
-    bool second = first / 64 % 2 != 0;
-    if (second) philox_lanes(*noise, static_cast<uint32_t>(first / 128 * 16), words);
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-      if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
-      prefetch(a + i + kLanes);
-      prefetch(a + i + 3 * kLanes);
-      for (size_t j = 0; j < 4; ++j) {
-        lanes(i + j * kLanes, second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu));
-      }
-      second = !second;
-    }
+    i = for_each_noisy(
+        *noise, first, n, [&](size_t at, U bits) __attribute__((always_inline)) {
+          if (at / kLanes % 2 != 0) prefetch(a + at);
+          lanes(at, bits);
+        });
   }
 #endif
   if (i < n) memset(codes + i * width / 8, 0, ((n - i) * width + 7) / 8);

@@ -62,19 +62,11 @@ void to_small(const float* a, size_t n, float inverse, const Noise* noise, uint6
       lanes(i + kLanes, half);
     }
   } else if constexpr (is_float) {
-    // As in quantize: the words of one call serve 128 entries, in two runs of four vectors.
     const U below = splat(small_noise(0, format.dropped));
-    U words[4];
-    bool second = first / 64 % 2 != 0;
-    if (second) philox_lanes(*noise, static_cast<uint32_t>(first / 128 * 16), words);
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-      if (!second) philox_lanes(*noise, static_cast<uint32_t>((first + i) / 128 * 16), words);
-      for (size_t j = 0; j < 4; ++j) {
-        U random = second ? shift_right<16>(words[j]) : words[j] & splat(0xffffu);
-        lanes(i + j * kLanes, shift_left<format.dropped - 16>(random) + below);
-      }
-      second = !second;
-    }
+    i = for_each_noisy(
+        *noise, first, n, [&](size_t at, U random) __attribute__((always_inline)) {
+          lanes(at, shift_left<format.dropped - 16>(random) + below);
+        });
   }
 #endif
   for (; i < n; ++i) {

@@ -42,17 +42,7 @@ bool collect(const Entries& x, float* residual, uint32_t key, size_t expected, C
     const size_t begin = std::min(x.count, range * length), end = std::min(x.count, begin + length);
     if (!scan(x, residual, begin, end, key, std::min(expected / ranges, end - begin), found[range])) memory = false;
   });
-  if (!memory) return false;
-  size_t total = 0;
-  for (const Candidates& part : found) total += part.count;
-  out = std::move(found[0]);
-  if (!out.reserve(total)) return false;
-  for (size_t range = 1; range < ranges; ++range) {
-    memcpy(out.index.get() + out.count, found[range].index.get(), found[range].count * sizeof(uint32_t));
-    memcpy(out.value.get() + out.count, found[range].value.get(), found[range].count * sizeof(float));
-    out.count += found[range].count;
-  }
-  return true;
+  return memory && topk::join(found, out);
 }
 
 struct Sums {

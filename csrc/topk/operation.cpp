@@ -242,14 +242,21 @@ bool select(const Entries& x, float* residual, size_t k, uint32_t& last_key, Can
     }
     last_key = threshold;
   }
+  if (!join(found, out)) return false;
+  if (out.count > k) last_key = out.keep_largest(k);
+  return true;
+}
+
+bool join(std::vector<Candidates>& found, Candidates& out) {
+  size_t total = 0;
+  for (const Candidates& part : found) total += part.count;
   out = std::move(found[0]);
   if (!out.reserve(total)) return false;
-  for (size_t range = 1; range < ranges; ++range) {
+  for (size_t range = 1; range < found.size(); ++range) {
     memcpy(out.index.get() + out.count, found[range].index.get(), found[range].count * sizeof(uint32_t));
     memcpy(out.value.get() + out.count, found[range].value.get(), found[range].count * sizeof(float));
     out.count += found[range].count;
   }
-  if (out.count > k) last_key = out.keep_largest(k);
   return true;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "../tensor.h"
 
@@ -23,6 +24,9 @@ struct Candidates {
   // Drops all but the first k by (key descending, index ascending); returns the k-th key. k <= count, k > 0.
   uint32_t keep_largest(size_t k);
 };
+
+// Puts the candidates of ranges that follow each other side by side. False when memory is out.
+bool join(std::vector<Candidates>& found, Candidates& out);
 
 // The first k of x + residual. A residual is left holding x + residual. 0 < k <= x.count < 2^32. `last_key` is the k-th
 // key of the last call on similar entries, which saves the sampling, or zero; it becomes the one of this call. False
