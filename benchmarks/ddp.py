@@ -76,22 +76,23 @@ SHORT: list[Record] = [
 
 def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
     """Step time and bytes of one row on one cable."""
-    network = hosts.network
+    network, period = hosts.network, METHODS[key["method"]].period
     network.shape(None)
     built = hosts.ask("build", model=key["model"], method=key["method"], learning_rate=None)
-    hosts.ask("steps", count=WARM_UP_STEPS, curve=False)
+    hosts.ask("steps", count=whole(WARM_UP_STEPS, period), curve=False)
     network.shape(key["link"])
     first, settled = 0.0, 0.0
     while settled < SETTLING_SECONDS:  # TCP learns the speed of the cable
-        first = hosts.ask("steps", count=1, curve=False)[0]["seconds"][0]
-        settled += first
-    count = int(min(max(seconds / first, FEWEST_STEPS), MOST_STEPS))
+        first = statistics.mean(hosts.ask("steps", count=period, curve=False)[0]["seconds"])
+        settled += first * period
+    rounds = min(max(seconds / first, FEWEST_STEPS * period), MOST_STEPS)
+    count = whole(int(rounds), period)
     network.settle()
     before = network.sent_bytes()
     answers = hosts.ask("steps", count=count, curve=False)
     network.settle()
     sent = [after - b for after, b in zip(network.sent_bytes(), before, strict=True)]
-    taken = answers[0]["seconds"]
+    taken = [statistics.mean(some) for some in batched(answers[0]["seconds"], period)]
     low, median, high = statistics.quantiles(taken, n=4)
     check_replicas(hosts, key["method"])
     return {
@@ -105,6 +106,15 @@ def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
         "hook": {name: value / count for name, value in answers[0]["counted"].items()},
         "gradient_bytes": built[0]["gradient_bytes"],
     }
+
+
+def whole(steps: int, period: int) -> int:
+    """At least so many steps, in whole rounds."""
+    return -(-steps // period) * period
+
+
+def batched(values: list[float], size: int) -> list[list[float]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 def train(hosts: Hosts, key: Record, learning_rate: float) -> Record:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from tersegrad import ChunkTopK, Codec, LowRank, Quantize, Sign, TopK
 from tersegrad.ddp import CompressionState, MomentumCorrection, Rule, compression_hook
+from tersegrad.outer import OuterSync
 
 Stats = Callable[[], dict[str, float]]
 #: Gradients of one bucket to their average.
@@ -29,6 +31,8 @@ class Method:
     bucket_cap_mb: float | None = None  # DDP's default
     ours: bool = False
     momentum: bool = False  # the hook has it, the optimizer must not
+    together: Callable[[nn.Module], OuterSync] | None = None  # instead of DDP and its hook
+    period: int = 1  # steps from one message to the next
 
 
 def no_hook(model: DistributedDataParallel) -> None:
@@ -78,6 +82,13 @@ def ours(label: str, codec: Codec, **options: Any) -> Method:
         return state.stats
 
     return Method(label, install, ours=True, momentum="momentum" in options)
+
+
+def rarely(label: str, inner_steps: int, codec: Codec, outer_lr: float, momentum: float) -> Method:
+    def together(model: nn.Module) -> OuterSync:
+        return OuterSync(model, inner_steps, codec, outer_lr, momentum)
+
+    return Method(label, no_hook, ours=True, together=together, period=inner_steps)
 
 
 METHODS = {

@@ -14,7 +14,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from ddp_methods import METHODS
 from ddp_models import TASKS
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from plots import _COLOURS, _plain
 
 if TYPE_CHECKING:
@@ -23,44 +23,38 @@ if TYPE_CHECKING:
 
 def plot(results: Results, path: Path) -> None:
     """Ours in colours, PyTorch's in greys; the dotted line is the loss that float32 ends with."""
-    settings = [s for s in results.settings() if results.target(s[0], s[1]) and s[3] == 1500]
-    models = list(dict.fromkeys((hosts, model) for hosts, model, *_ in settings))
-    links = sorted({link for _, _, link, _ in settings})
-    if not models:
+    panels = [s for s in results.settings() if results.target(s[0], s[1]) and s[3] == 1500]
+    if not panels:
         return
-    size = (5.2 * len(links), 3.6 * len(models) + 0.8)
-    figure, grid = plt.subplots(len(models), len(links), figsize=size, dpi=150, squeeze=False)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (5.2 * columns, 3.6 * rows + 0.8)
+    figure, grid = plt.subplots(rows, columns, figsize=size, dpi=150, squeeze=False)
     styles = _styles(METHODS)
-    for (hosts, model), row in zip(models, grid, strict=True):
-        for link, axes in zip(links, row, strict=True):
-            axes.set_title(f"{model}, {hosts} hosts, {link:g} Mbit/s", fontsize=10, loc="left")
-            if (hosts, model, link, 1500) not in settings:
-                axes.set_visible(False)
-                continue
-            rows = {row["method"]: row for row in results.rows(hosts, model, link, 1500)}
-            for method, timing in rows.items():
-                losses = results.losses(hosts, model, method)
-                seconds = [step * timing["step"] / 1e3 for step, _ in losses]
-                if losses:
-                    values = [loss for _, loss in losses]
-                    axes.plot(
-                        seconds, values, label=METHODS[method].label.strip("`"), **styles[method]
-                    )
-            target = results.target(hosts, model)
-            axes.axhline(target, color="#222222", linewidth=0.8, linestyle=":")
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            top = max(
-                loss
-                for step, loss in results.losses(hosts, model, "fp32")
-                if step >= 0.2 * TASKS[model].steps
-            )
-            axes.set_ylim(target - 0.25 * (top - target), top)
-            _plain(axes)
-    for axes in grid[-1]:
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (hosts, model, link, mtu) in zip(grid.flat, panels, strict=False):
+        axes.set_title(f"{model}, {hosts} hosts, {link:g} Mbit/s", fontsize=10, loc="left")
+        for row in results.rows(hosts, model, link, mtu):
+            losses = results.losses(hosts, model, row["method"])
+            seconds = [step * row["step"] / 1e3 for step, _ in losses]
+            if losses:
+                label, style = row["label"].strip("`"), styles[row["method"]]
+                axes.plot(seconds, [loss for _, loss in losses], label=label, **style)
+        target = results.target(hosts, model)
+        axes.axhline(target, color="#222222", linewidth=0.8, linestyle=":")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        top = max(
+            loss
+            for step, loss in results.losses(hosts, model, "fp32")
+            if step >= 0.2 * TASKS[model].steps
+        )
+        axes.set_ylim(target - 0.25 * (top - target), top)
         axes.set_xlabel("seconds of training")
-    for row in grid:
-        row[0].set_ylabel("test loss")
+        axes.set_ylabel("test loss")
+        _plain(axes)
     handles = {
         label: handle
         for axes in grid.flat

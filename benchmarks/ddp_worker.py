@@ -37,10 +37,16 @@ class Training:
         self.data, self.step = data, 0
         self.learning_rate = learning_rate or self.task.learning_rate
         torch.manual_seed(0)
-        network = self.task.model()
-        options = {} if chosen.bucket_cap_mb is None else {"bucket_cap_mb": chosen.bucket_cap_mb}
-        self.model = DistributedDataParallel(network, init_sync=False, **options)
-        self.stats = chosen.install(self.model)
+        self.bare = self.model = self.task.model()
+        self.together = None
+        if chosen.together is not None:
+            self.together = chosen.together(self.bare)
+            self.stats = self.together.stats
+        else:
+            cap = chosen.bucket_cap_mb
+            options = {} if cap is None else {"bucket_cap_mb": cap}
+            self.model = DistributedDataParallel(self.bare, init_sync=False, **options)
+            self.stats = chosen.install(self.model)
         self.optimizer = self.task.optimizer(self.model)
         if chosen.momentum:
             self.optimizer.param_groups[0]["momentum"] = 0.0
@@ -68,6 +74,8 @@ class Training:
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(inputs), targets.flatten()).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.together is not None:
+            self.together.step()
 
     def _loss(self, part: str) -> float:
         self.model.eval()
@@ -75,7 +83,7 @@ class Training:
             inputs, targets = self.data.inputs[part], self.data.targets[part]
             total = 0.0
             for some, wanted in zip(inputs.split(64), targets.split(64), strict=True):
-                loss = F.cross_entropy(self.model.module(some), wanted.flatten())
+                loss = F.cross_entropy(self.bare(some), wanted.flatten())
                 total += float(loss) * len(some)
         self.model.train()
         return total / len(inputs)

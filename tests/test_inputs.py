@@ -49,7 +49,7 @@ def test_another_dtype_is_an_input_error_that_names_it(x: Any) -> None:
 @pytest.mark.parametrize(
     "x",
     [None, 1.0, [1.0, 2.0], (1.0,), "abc", b"abcd", object(), range(3), memoryview(bytes(8))],
-    ids=repr,
+    ids=lambda x: type(x).__name__,
 )
 def test_what_is_no_array_is_an_input_error(x: Any) -> None:
     with pytest.raises(tg.InputError):

@@ -44,6 +44,9 @@ def test_workers_meet_every_inner_steps_with_one_message_of_a_known_size(run: Re
         assert set(result["calls"]) <= set(gathers)
         assert result["message"] == result["arithmetic"]
         assert result["stats"]["sent_bytes"] == 2 * result["message"]
+        assert result["stats"]["received_bytes"] == 2 * result["message"]
+        for part in ("compress_seconds", "wait_seconds", "decode_seconds"):
+            assert result["stats"][part] > 0, part
         assert result["stats"]["dense_bytes"] == result["dense"]
         assert (result["stats"]["steps"], result["stats"]["syncs"]) == (10, 2)
 

@@ -53,6 +53,10 @@ from .outer_parameters import (
 
 __all__ = ["OuterSync"]
 
+COUNTED = (
+    *("steps", "sent_bytes", "received_bytes", "dense_bytes"),
+    *("compress_seconds", "wait_seconds", "decode_seconds"),
+)
 DEFAULT_CODEC = ChunkTopK(k=64, chunk=4096, values=Quantize(bits=2))
 
 
@@ -189,16 +193,15 @@ class OuterSync:
         self.inner_step += 1
         if self.inner_step < self.inner_steps:
             return False
-        begin = time.perf_counter()
         with torch.no_grad():
             self._synchronise()
         self.inner_step = 0
-        self._counters["seconds"] += time.perf_counter() - begin
         return True
 
     # --- One synchronisation. ---
 
     def _synchronise(self) -> None:
+        begin = time.perf_counter()
         # New residuals, not changed ones: a refused contribution keeps its old.
         residuals = {name: r * self.residual_decay for name, r in self._residuals.items()}
         moved = [self._moved(name, p) for name, p in self._parameters.items()]
@@ -206,8 +209,14 @@ class OuterSync:
         own = torch.zeros(self._layout.nbytes, dtype=torch.uint8)
         kept = [residuals.get(part.name) for part in self._layout.parts]
         failure = write([self._layout], [own], [moved], [kept], self.syncs)
-        self._counters["sent_bytes"] += own.numel()
+        gathering = time.perf_counter()
         messages = all_gather(own.to(self._device), self._group).cpu()
+        decoding = time.perf_counter()
+        counters = self._counters
+        counters["sent_bytes"] += own.numel()
+        counters["received_bytes"] += own.numel() * (self._world_size - 1)
+        counters["compress_seconds"] += gathering - begin
+        counters["wait_seconds"] += decoding - gathering
         used = self._contributors(messages, failure)
         means = [torch.zeros(part.n) for part in self._layout.parts]
         for part, mean in zip(self._layout.parts, means, strict=True):
@@ -225,6 +234,7 @@ class OuterSync:
             self._residuals = residuals
         self.skipped += self._world_size - len(used)
         self.syncs += 1
+        counters["decode_seconds"] += time.perf_counter() - decoding
 
     def _moved(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
         """The pseudo-gradient: where the round began, minus where the parameter is now."""
@@ -320,9 +330,10 @@ class OuterSync:
         Returns
         -------
         dict
-            `steps`; `syncs` and `skipped`, as the attributes; `sent_bytes`; `dense_bytes`, which is
-            what sending every gradient at every step takes; their `ratio`; `seconds` in
-            synchronisations, waiting included; `residual_norm`, Euclidean, of this worker.
+            `steps`; `syncs` and `skipped`, as the attributes; `sent_bytes`, and `received_bytes`
+            from other workers; `dense_bytes`, which is what sending every gradient at every step
+            takes; its `ratio` to those sent; `compress_seconds`, `wait_seconds` for the other
+            workers, and `decode_seconds`; `residual_norm`, Euclidean, of this worker.
         """
         sent = self._counters["sent_bytes"]
         squares = (float(r.double().square().sum()) for r in self._residuals.values())
@@ -337,8 +348,7 @@ class OuterSync:
     def reset_stats(self) -> None:
         """Start the counters again; `syncs` and `skipped`, which checkpoints hold, go on."""
         self._dense_bytes = sum(p.numel() * p.element_size() for p in self._parameters.values())
-        names = ("steps", "sent_bytes", "dense_bytes", "seconds")
-        self._counters: dict[str, float] = dict.fromkeys(names, 0)
+        self._counters: dict[str, float] = dict.fromkeys(COUNTED, 0)
 
     def __repr__(self) -> str:
         return (

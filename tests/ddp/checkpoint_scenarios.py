@@ -57,30 +57,35 @@ def model_of(name: str) -> DDP:
 
 @scenario()
 def resume(rank: int) -> Any:
+    return {name: straight_and_resumed(rank, name) for name in RUNS}
+
+
+@scenario(world_size=3)
+def resume_of_three(rank: int) -> Any:
+    return {name: straight_and_resumed(rank, name) for name in RUNS}
+
+
+def straight_and_resumed(rank: int, name: str) -> dict[str, Any]:
     """Six steps, against three, a checkpoint, new objects, and three more."""
-    results = {}
-    for name, options in RUNS.items():
-        straight = model_of(name)
-        hooked(straight, **options)
-        train(straight, rank, range(6))
+    options = RUNS[name]
+    straight = model_of(name)
+    hooked(straight, **options)
+    train(straight, rank, range(6))
 
-        first = model_of(name)
-        state = hooked(first, **options)
-        train(first, rank, range(3))
-        checkpoint = saved_and_loaded(
-            {"model": first.module.state_dict(), "hook": state.state_dict()}
-        )
+    first = model_of(name)
+    state = hooked(first, **options)
+    train(first, rank, range(3))
+    checkpoint = saved_and_loaded({"model": first.module.state_dict(), "hook": state.state_dict()})
 
-        second = model_of(name)
-        second.module.load_state_dict(checkpoint["model"])
-        hooked(second, **options).load_state_dict(checkpoint["hook"])
-        train(second, rank, range(3, 6))
-        results[name] = {
-            "straight": weights(straight),
-            "resumed": weights(second),
-            "hook": checkpoint["hook"],
-        }
-    return results
+    second = model_of(name)
+    second.module.load_state_dict(checkpoint["model"])
+    hooked(second, **options).load_state_dict(checkpoint["hook"])
+    train(second, rank, range(3, 6))
+    return {
+        "straight": weights(straight),
+        "resumed": weights(second),
+        "hook": checkpoint["hook"],
+    }
 
 
 @scenario()

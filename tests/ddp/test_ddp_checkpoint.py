@@ -12,11 +12,12 @@ from tersegrad.ddp import CompressionState, load_distributed, merge_states
 
 
 @pytest.mark.parametrize("name", ["top-k", "stochastic", "two_step, momentum", "warming up"])
-def test_training_resumes_to_the_bit(run: Results, name: str) -> None:
-    for rank, result in enumerate(run("resume")):
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_training_resumes_to_the_bit(run: Results, name: str, ranks: int) -> None:
+    for rank, result in enumerate(run("resume") if ranks == 2 else run("resume_of_three")):
         assert same(result[name]["straight"], result[name]["resumed"])
         hook = result[name]["hook"]
-        assert (hook["step"], list(hook["ranks"]), hook["world_size"]) == (3, [str(rank)], 2)
+        assert (hook["step"], list(hook["ranks"]), hook["world_size"]) == (3, [str(rank)], ranks)
 
 
 def test_a_checkpoint_names_parameters_as_the_bare_model_does(run: Results) -> None:
