@@ -10,6 +10,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Whether the package that tests install has the CUDA module: where there is a GPU to run it. Elsewhere `make cuda-module` compiles it.
 CUDA ?= $(if $(wildcard /dev/nvidia0),ON,OFF)
 
+# Two test processes; tests of a group share workers of their own, so they stay in one.
+SIDE_BY_SIDE ?= -n 2 --dist loadgroup
+
 AARCH64 ?= aarch64-linux-gnu
 AARCH64_CXX ?= $(AARCH64)-g++-12
 QEMU ?= qemu-aarch64 -L /usr/$(AARCH64)
@@ -28,7 +31,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(VENV)/package.stamp  ## build with warnings as errors, install, run the whole test suite
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 demo: $(VENV)/package.stamp  ## train two workers on real digits, with every codec
 	$(BIN)/tersegrad demo $(DEMO_ARGS)

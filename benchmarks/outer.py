@@ -27,13 +27,13 @@ from torch import multiprocessing
 import tersegrad as tg
 
 DEFAULT = tg.ChunkTopK(k=64, chunk=4096, values=tg.Quantize(bits=2))
-DENSER = tg.ChunkTopK(k=600, chunk=4096, values=tg.Sign())
+DENSER = tg.ChunkTopK(k=560, chunk=4096, values=tg.Sign())
 #: Biases and the weights of LayerNorm would be half of the bytes, were they dense.
 SMALL = {name: tg.Quantize(bits=8) for name in ("*before_*", "last.*", "*bias")}
 METHODS = [
     Method("synchronous", 8e-3),
     Method("OuterSync, ChunkTopK(64, 4096, values=Quantize(2))", 6e-3, DEFAULT, 1.0, 0.5),
-    Method("OuterSync, ChunkTopK(600, 4096, values=Sign())", 6e-3, DENSER, 1.0, 0.5, rules=SMALL),
+    Method("OuterSync, ChunkTopK(560, 4096, values=Sign())", 6e-3, DENSER, 1.0, 0.5, rules=SMALL),
 ]
 COLUMNS = {
     "name": "two workers",
@@ -108,8 +108,8 @@ def save(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=128, help="of the transformer")
-    parser.add_argument("--steps", type=int, default=2400, help="of a worker, a multiple of 30")
+    parser.add_argument("--width", type=int, default=64, help="of the transformer")
+    parser.add_argument("--steps", type=int, default=4800, help="of a worker, a multiple of 30")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="write to results/quick")
     parser.add_argument("--tune", action="store_true")

@@ -1,11 +1,11 @@
 """The README's measured tables, so that no figure in them is typed by hand: the one at its head from
-benchmarks/results/codecs.json, that of all codecs from rate.json.
+benchmarks/results/codecs.json, that of all codecs from rate.json, that of slow cables from ddp.json.
 
     python benchmarks/readme_table.py                     print them
     python benchmarks/readme_table.py --write README.md   put them between the marks
     python benchmarks/readme_table.py --check README.md   exit with status 1 unless they are there
 
-The marks are the lines <!-- table:begin --> and <!-- table:end -->, and the same with `codecs`.
+The marks are the lines <!-- table:begin --> and <!-- table:end -->, and the same with `codecs` and `cables`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ddp_report import Results
+
 RESULTS = Path(__file__).parent / "results"
+#: Hosts, model, Mbit/s and MTU of the two halves of the table of cables, and what the README calls them.
+CABLES = {
+    (2, "mlp", 100, 1500): "10 M perceptron, 100 Mbit/s",
+    (2, "transformer", 10, 1500): "3.2 M transformer, 10 Mbit/s",
+}
 
 #: Rows of codecs.json and what the README calls them.
 ROWS = {
@@ -139,10 +146,41 @@ def codecs_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cables_table(results: Results) -> str:
+    """Steps and losses on slow cables, of the rows that some table has a loss for."""
+    tables = [{row["method"]: row for row in results.rows(*setting)} for setting in CABLES]
+    heads = [f"{name}: steps a second | loss | seconds to float32's" for name in CABLES.values()]
+    lines = [f"| gradients travel as | {' | '.join(heads)} |", "|---|" + "---:|" * 3 * len(CABLES)]
+    for method in dict.fromkeys(method for rows in tables for method in rows):
+        found = [rows.get(method, {}) for rows in tables]
+        if all("loss" not in row for row in found):
+            continue
+        label = next(row["label"] for row in found if row)
+        cells = [cell for row in found for cell in cable_cells(row)]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Steps a second over those of float32; test loss over float32's, after as many steps; seconds to the loss that float32 ends with.",
+    ]
+    return "\n".join(lines)
+
+
+def cable_cells(row: dict[str, Any]) -> list[str]:
+    if not row:
+        return ["", "", ""]
+    change, seconds = row.get("loss_change"), row.get("seconds_to")
+    loss = "" if change is None else f"{change:+.1f} %"
+    return [
+        f"{significant(row['over_fp32'])}x",
+        loss,
+        "" if seconds is None else significant(seconds),
+    ]
+
+
 def made() -> dict[str, str]:
     """The tables by the name of their marks."""
     makers = {"table": ("codecs.json", table), "codecs": ("rate.json", codecs_table)}
-    found = {}
+    found = {"cables": cables_table(Results(RESULTS / "ddp"))}
     for name, (file, maker) in makers.items():
         source = RESULTS / file
         if not source.exists():

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 
 import tersegrad as tg
 
+SHARED = ("module", "session")
+
 settings.register_profile(
     "quick",
     max_examples=40,
@@ -21,6 +23,17 @@ settings.register_profile(
     "thorough", parent=settings.get_profile("quick"), max_examples=400, derandomize=False
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what is expensive to make stay in one of pytest-xdist's processes."""
+    for item in items:
+        known = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+        shared = [
+            f.baseid for fixtures in known for f in fixtures if f.scope in SHARED and f.baseid
+        ]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(shared[0]))
 
 
 @pytest.fixture(autouse=True)

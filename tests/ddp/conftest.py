@@ -17,13 +17,6 @@ from torch import multiprocessing
 DEADLINE_SECONDS = 900
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist all of these run in one process, which shares the workers."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("ddp"))
-
-
 class Pool:
     """Processes that run scenarios, and the folder of their results."""
 
