@@ -118,6 +118,9 @@ METHODS = {
     ),
     "q4": ours("`Quantize(4)`", Quantize(4)),
     "sign": ours("`Sign()`", Sign()),
+    "outer4": rarely(
+        "`OuterSync(4, TopK(0.1, values=2))`", 4, TopK(0.1, values=2), outer_lr=1.0, momentum=0.0
+    ),
     "noop": Method("noop (free network)", noop),
 }
 #: Whose replicas part, and whose loss therefore says nothing.
