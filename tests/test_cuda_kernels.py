@@ -22,6 +22,9 @@ from tersegrad.buffers import DTYPE_CODES
 ORDERS = ("ascending", "descending", "shuffled")
 GUARD = 64
 FLOAT32 = DTYPE_CODES["float32"]
+GEOMETRY = EMULATED.geometry
+#: How many candidates each top-k with a head start had.
+CANDIDATES: list[int] = []
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +66,10 @@ def encode(
     step_on_device: bool = False,
     skip: int | None = None,
     checked: bool = False,
+    last_key: np.ndarray | None = None,
     shift: int = 0,
 ) -> tuple[bytes, np.ndarray | None, int]:
-    """The body, what the residual became, the status."""
+    """The body, what the residual became, the status. `last_key` (one u32) receives what the next call is to be given."""
     dtype = ref.dtype_of(x)
     form, code = EMULATED.form_of(codec), DTYPE_CODES[dtype]
     given = Memory.of(x, shift * x.itemsize)
@@ -73,6 +77,7 @@ def encode(
     body = Memory(codec.body_size(x.size, dtype))
     status, flag = Memory(4), Memory.of(np.array([skip or 0], np.uint32))
     count = Memory.of(np.array([step], np.uint32))
+    key = Memory.of(np.zeros(1, np.uint32) if last_key is None else last_key)
     work = Memory(EMULATED.workspace_bytes(form, x.size, code))
     EMULATED.encode(
         form,
@@ -87,11 +92,15 @@ def encode(
         0 if skip is None else flag.address,
         body.address,
         checked,
+        0 if last_key is None else key.address,
         work.address,
         work.bytes.size,
         0,
     )
     work.check()
+    if last_key is not None:
+        last_key[:] = key.check().view(np.uint32)
+        CANDIDATES.append(EMULATED.candidates(work.address))
     assert given.check().tobytes() == x.tobytes()
     left = None if kept is None else kept.check().view(np.float32)
     return body.check().tobytes(), left, int(status.check().view(np.uint32)[0])
@@ -197,6 +206,121 @@ def test_topk_is_exact_on_inputs_made_to_mislead_it(what: str, n: int) -> None:
     assert_equal_to_the_host(tg.TopK(k=n // 50), x, gradient(n) * np.float32(1e-3))
 
 
+# --- A head start from the last call. ---
+
+
+def key_of(x: np.ndarray, k: int) -> int:
+    """The k-th largest key."""
+    keys = np.sort(x.view(np.uint32) & 0x7FFFFFFF)
+    return int(keys[-k])
+
+
+@pytest.mark.parametrize("n", [100, 16_385, 60_000])
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.3])
+def test_whatever_the_last_key_is_the_bytes_are_the_same(n: int, density: float) -> None:
+    codec, x, residual = tg.TopK(density=density), gradient(n), gradient(n, seed=1)
+    k = max(1, round(density * n))
+    expected = key_of(x + residual, k)
+    rubbish = [0, 1, 2**19, 2**19 + 1, 0x7F7FFFFF, 0x7F800000, 0x7FFFFFFF, 2**31, 2**32 - 1]
+    for last in (*rubbish, expected, expected + 2**19, expected - 2**22, expected + 2**23):
+        key = np.array([last], np.uint32)
+        assert_equal_to_the_host(codec, x, residual, last_key=key)
+        assert key[0] == expected
+
+
+@pytest.mark.parametrize("what", list(awkward(100)))
+def test_the_last_key_of_awkward_entries_changes_nothing(what: str) -> None:
+    n = 20_000
+    x, key = awkward(n)[what], np.zeros(1, np.uint32)
+    for number, input_ in enumerate((x, x, gradient(n), x * np.float32(0.5))):
+        assert_equal_to_the_host(tg.TopK(k=n // 50), input_, step=number, last_key=key)
+
+
+def test_one_pass_is_enough_from_step_to_step() -> None:
+    """And the threshold is a sixteenth of an octave below the last key, which no sample would give."""
+    n, density = 60_000, 0.01
+    k, codec, key = round(density * n), tg.TopK(density=density), np.zeros(1, np.uint32)
+    capacity = GEOMETRY.candidate_capacity(n, k)
+    residual = np.zeros(n, np.float32)
+    for step in range(6):
+        threshold = int(key[0]) - 2**19
+        x = gradient(n, seed=step)
+        sums = x + residual
+        CANDIDATES.clear()
+        _, residual, _ = encode(codec, x, residual, step=step, last_key=key)
+        assert k <= CANDIDATES[0] <= capacity
+        assert key[0] == key_of(sums, k)
+        if step > 0:
+            assert CANDIDATES[0] == ((sums.view(np.uint32) & 0x7FFFFFFF) >= threshold).sum()
+
+
+def test_what_is_not_sent_leaves_the_last_key() -> None:
+    codec, x = tg.TopK(k=30), gradient(3000)
+    for case, options in ((x, {"skip": 1}), (np.full(3000, np.nan, np.float32), {})):
+        key = np.array([123], np.uint32)
+        encode(codec, case, **options, last_key=key)
+        assert key[0] == 123
+
+
+# --- Several bodies at once. ---
+
+
+def add_many(
+    codec: tg.Codec,
+    bodies: list[bytes],
+    out: np.ndarray,
+    dtype: str = "float32",
+    *,
+    scale: float = 1.0,
+    start: float | None = None,
+    step: int = 0,
+) -> np.ndarray:
+    form, code = EMULATED.form_of(codec), DTYPE_CODES[dtype]
+    given = [Memory.of(np.frombuffer(body, np.uint8)) for body in bodies]
+    target, begin = Memory.of(out), Memory.of(np.array([start or 0], np.float32))
+    work = Memory(EMULATED.workspace_bytes(form, out.size, code, len(bodies)))
+    EMULATED.add_many(
+        form,
+        [memory.address for memory in given],
+        code,
+        out.size,
+        step,
+        0,
+        0 if start is None else begin.address,
+        target.address,
+        scale,
+        work.address,
+        work.bytes.size,
+        0,
+    )
+    work.check()
+    return target.check().view(np.float32)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=name_of)
+def test_several_bodies_add_up_in_their_order(codec: tg.Codec) -> None:
+    n = 17_001
+    for dtype, count in (("float32", 3), ("bfloat16", 1), ("float32", 19)):
+        xs = [ref.store(mixture(n) + gradient(n, seed=rank), dtype) for rank in range(count)]
+        bodies = [on_the_host(codec, x, None, 5)[0] for x in xs]
+        for start in (None, 0.0, float("nan")):
+            out = gradient(n, seed=99)
+            expected = out.copy() if start is None else np.full(n, start, np.float32)
+            for x in xs:
+                payload = tg.compress(as_torch(x), codec, step=5)
+                tg.decompress(payload, out=expected, accumulate=True, scale=0.3)
+            got = add_many(codec, bodies, out, dtype, scale=0.3, start=start, step=5)
+            if start is not None and start != start:
+                assert np.isnan(got).all()
+            else:
+                assert_same_bits(got, expected)
+        if count > 3:
+            break
+
+
+# --- Index streams. ---
+
+
 @pytest.mark.parametrize("indices", ["elias-fano", "bitmap", "u16"])
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 8192, 65_536, 65_537, 140_000])
 def test_index_streams_at_the_edges_of_their_words(indices: str, n: int) -> None:
@@ -279,6 +403,7 @@ def test_a_forged_body_writes_nowhere_else(indices: str) -> None:
                     rng.integers(0, 256, end - begin, np.uint8) if bits is None else bits
                 )
                 decode(codec, forged.tobytes(), np.zeros(n, np.float32))  # the guards tell
+                add_many(codec, [forged.tobytes(), bytes(body)], np.zeros(n, np.float32))
 
 
 # --- What the emulation itself is worth. ---
@@ -298,13 +423,78 @@ def test_a_missing_barrier_is_found(block_size: int) -> None:
 
 # --- Arithmetic. ---
 
+LAUNCHES = {
+    # Of a sparse codec: begin, the pass, three digits, places, indices, values, residual.
+    tg.TopK(density=0.01, values=tg.Quantize(bits=4)): (9, 3, 3),
+    tg.TopK(density=0.01, indices="u16"): (9, 3, 3),
+    tg.ChunkTopK(values=tg.Quantize(bits=4)): (6, 3, 3),
+    tg.RandomK(density=0.01): (5, 2, 2),
+    tg.Quantize(bits=4): (3, 1, 1),
+    tg.Sign(): (3, 1, 1),
+}
+
+
+@pytest.mark.parametrize("codec", LAUNCHES, ids=name_of)
+def test_no_kernel_is_launched_that_need_not_be(codec: tg.Codec) -> None:
+    """With a residual, and with bodies of seven ranks."""
+    x, residual = gradient(9001), gradient(9001, seed=1)
+    counts = [EMULATED.launches()]
+    body, _, _ = encode(codec, x, residual, checked=True)
+    counts.append(EMULATED.launches())
+    decode(codec, body, np.zeros(9001, np.float32), accumulate=True)
+    counts.append(EMULATED.launches())
+    add_many(codec, [body] * 7, np.zeros(9001, np.float32), start=0.0)
+    counts.append(EMULATED.launches())
+    assert tuple(np.diff(counts)) == LAUNCHES[codec]
+
+
+SIZES = (0, 1, 255, 256, 257, 8191, 8192, 8193, 10**6, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 1)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_grids_cover_what_there_is_and_are_not_too_large(n: int) -> None:
+    for size in (1, 3, 256, GEOMETRY.TILE, 2**31):
+        assert GEOMETRY.parts_of(n, size) == -(-n // size)
+    assert GEOMETRY.tiles_of(n) * GEOMETRY.TILE >= n
+    assert GEOMETRY.place_grid(n) * 8 >= GEOMETRY.tiles_of(n)
+    grids = [GEOMETRY.grid_of(n), GEOMETRY.dense_grid(n), GEOMETRY.look_grid(n)]
+    assert all(1 <= grid <= 2**16 for grid in grids)
+    if n <= 2**24:
+        assert grids[0] * GEOMETRY.THREADS >= n
+        assert grids[1] * GEOMETRY.THREADS * 4 >= n
+    for grid in (
+        GEOMETRY.tiles_of(n),
+        GEOMETRY.digit_grid(n),
+        GEOMETRY.place_grid(n),
+        GEOMETRY.chunk_grid(n, 1),
+        GEOMETRY.chunk_grid(n, 4096),
+    ):
+        assert grid <= GEOMETRY.LARGEST_GRID
+        assert (grid == 0) == (n == 0)
+
+
+@pytest.mark.parametrize("n", SIZES[1:])
+def test_candidates_have_room_for_twice_what_is_expected(n: int) -> None:
+    for k in sorted({1, max(1, n // 1000), max(1, n // 100), max(1, n // 2), n}):
+        rank, capacity = GEOMETRY.sample_rank(n, k), GEOMETRY.candidate_capacity(n, k)
+        assert min(k, n) <= capacity <= n
+        if n <= GEOMETRY.SAMPLES:
+            assert rank == k
+        else:
+            mean = GEOMETRY.SAMPLES * k / n
+            assert mean < rank <= mean + 5 * mean**0.5 + 9
+            assert capacity == n or capacity >= 2 * k
+
 
 @pytest.mark.parametrize("codec", CODECS, ids=name_of)
 def test_the_workspace_is_arithmetic_up_to_the_largest_tensor(codec: tg.Codec) -> None:
     form = EMULATED.form_of(codec)
     sizes = [EMULATED.workspace_bytes(form, n, FLOAT32) for n in (0, 1, 10**6, 2**31, 2**32 - 1)]
     assert sizes == sorted(sizes)
-    assert sizes[0] % 16 == 0
+    assert all(size % 16 == 0 for size in sizes)
+    several = [EMULATED.workspace_bytes(form, 2**32 - 1, FLOAT32, bodies) for bodies in (1, 3, 16)]
+    assert several == sorted(several)
+    assert EMULATED.workspace_bytes(form, 2**32 - 1, FLOAT32, 1000) == several[-1]
     if getattr(codec, "density", None) is not None or not codec.is_sparse:
         # For 1 %: candidates and survivors at 8 bytes each, tiles at 16; dense codecs need the header alone.
         share = getattr(codec, "density", None) or 0
@@ -328,6 +518,7 @@ def test_a_workspace_that_is_too_small_is_refused() -> None:
             0,
             memory.address,
             True,
+            0,
             memory.address,
             64,
             0,

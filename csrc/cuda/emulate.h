@@ -27,6 +27,12 @@ void configure(Order order, int dropped);
 
 void run(unsigned grid, unsigned threads, const std::function<void()>& body);
 
+// How many kernels have run, for tests that count them.
+unsigned launches();
+// How many candidates the last top-k that used this workspace collected: with k of them or more, and no more than fit,
+// one pass over the entries was enough.
+uint32_t candidates(const void* workspace);
+
 Index thread_index();
 Index block_index();
 Index block_size();
