@@ -100,6 +100,8 @@ def test_a_step_of_the_hook_enqueues_little(bench: Any, monkeypatch: pytest.Monk
             begin = EMULATION.launches()
             with Operations() as operations:
                 compression_hook(state, bucket).wait()
+    cells = state._reducer.layouts[0].engine._cells
+    assert int(cells["last keys of marks"].all) > 2**19  # the next top-k begins with it
     # Whether the gradient is zero; nine of the encoder; head, verdict, three of the sum; the note, the undoing, the step's end.
     assert EMULATION.launches() - begin == 18
     # The flag of the first, the residual aside, the counts for the host.

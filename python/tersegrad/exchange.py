@@ -214,8 +214,8 @@ def add_all(
     All ranks that add in the same order get the same bits.
     """
     if (backend := of(total)) is not None:
-        bodies = [message[part.body] for message in messages]
-        backend.add_many(part.codec, bodies, dtype, step % 2**32, total, scale)
+        start, number = part.body.start, step % 2**32
+        backend.add_many(part.codec, list(messages), start, dtype, number, total, scale)
         return
     for message in messages:
         decode_into(

@@ -121,7 +121,7 @@ class Coder:
         task: Task,
         slot: Slot,
         piece: Piece,
-        bodies: Sequence[Any],
+        messages: Sequence[Any],
         verdict: Any,
         total: torch.Tensor,
     ) -> None:
@@ -129,8 +129,7 @@ class Coder:
 
         Every rank adds the same bits in rank order: replicas stay identical.
         """
-        own = [message[piece.body] for message in bodies]
-        verdict.add_up(slot, own, task, total, 1.0 / task.layout.world_size)
+        verdict.add_up(slot, piece, messages, task, total, 1.0 / task.layout.world_size)
 
     def send_on(
         self, task: Task, slot: Slot, piece: Piece, total: torch.Tensor, out: Any, fates: Any

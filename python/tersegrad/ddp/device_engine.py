@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+class Cells:
+    """Int32 numbers on a device that are kept from step to step, together and one by one."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.all = torch.zeros(n, dtype=torch.int32, device=device)
+        self.each = [self.all[i : i + 1] for i in range(n)]
+
+
 class OnDevice:
     """Codecs on a device; the methods are those of `engine.Host`."""
 
@@ -37,7 +45,7 @@ class OnDevice:
         self.pieces = 0
         self.first_piece: list[int] = []  # of every parameter, then the number of all
         self.first_piece_there: torch.Tensor | None = None  # if a parameter has several
-        self._cells: dict[str, torch.Tensor] = {}
+        self._cells: dict[str, Cells] = {}
 
     def prepare(self, layout: Layout) -> None:
         for slot in layout.slots:
@@ -58,11 +66,11 @@ class OnDevice:
     def bytes(self, message: torch.Tensor) -> torch.Tensor:
         return message
 
-    def cells(self, name: str, n: int, device: torch.device) -> torch.Tensor:
-        """`n` int32 of any value, kept from step to step."""
+    def cells(self, name: str, n: int, device: torch.device) -> Cells:
+        """`n` numbers, zero in the first step."""
         kept = self._cells.get(name)
-        if kept is None or kept.numel() != n:
-            kept = self._cells[name] = torch.zeros(n, dtype=torch.int32, device=device)
+        if kept is None:
+            kept = self._cells[name] = Cells(n, device)
         return kept
 
     def new_marks(self, layout: Layout, name: str, verdict: Any = None) -> DeviceMarks:
@@ -77,14 +85,14 @@ class OnDevice:
     @contextlib.contextmanager
     def fence(self, device: torch.device) -> Iterator[None]:
         """On a stream beside the backward pass, which goes on meanwhile."""
-        with self.backend.side(device):
+        with self.backend.side(device), self.backend.hold(device):
             yield
 
     def fenced(self, device: torch.device, job: Callable[[], _T]) -> Callable[[], _T]:
         """On the same stream; who waits for the current one then waits for the job too."""
 
         def run() -> _T:
-            with self.backend.side(device, after_current=False):
+            with self.backend.side(device, after_current=False), self.backend.hold(device):
                 result = job()
             self.backend.join_side(device)
             return result
@@ -110,19 +118,22 @@ class DeviceMarks:
         self._last_keys = engine.cells(f"last keys of {name}", engine.pieces, layout.device)
         if verdict is None:
             self._status = engine.cells(name, engine.pieces, layout.device)
-            self._absent = engine.cells("absent", slots, layout.device).fill_(1)
+            absent = engine.cells("absent", slots, layout.device)
+            absent.all.fill_(1)
+            self._absent = absent.each
         else:
-            self._status = engine.cells(name, slots, layout.device).fill_(ABSENT)
+            self._status = engine.cells(name, slots, layout.device)
+            self._status.all.fill_(ABSENT)
             self._absent = verdict.absent
 
     def _cells_of(self, slot: Slot, piece: Piece) -> tuple[torch.Tensor, torch.Tensor]:
         """The status of a piece, and the key with which its next top-k begins."""
         number = self._engine.first_piece[slot.index] + slot.pieces.index(piece)
         at = number if self._verdict is None else slot.index
-        return self._status[at : at + 1], self._last_keys[number : number + 1]
+        return self._status.each[at], self._last_keys.each[number]
 
     def _skip(self, slot: Slot) -> torch.Tensor:
-        return self._absent[slot.index : slot.index + 1]
+        return self._absent[slot.index]
 
     def is_absent(self, slot: Slot, gradient: Any, tensor: torch.Tensor) -> bool:
         self._engine.backend.not_zero(gradient, self._skip(slot))
@@ -188,7 +199,7 @@ class DeviceMarks:
             engine.head,
             task.random_step,
             len(self._layout.slots),
-            self._status,
+            self._status.all,
             engine.first_piece_there if self._verdict is None else None,
             task.failure is not None,
             message,
@@ -205,15 +216,16 @@ class DeviceVerdict:
         self._engine = engine
         layout, backend = task.layout, engine.backend
         slots = len(layout.slots)
-        #: Whether a head is wrong; of every parameter whether it is lost, whether no rank sent it, and with what its sum begins.
-        self._words = torch.empty(1 + 3 * slots, dtype=torch.int32, device=task.buffer.device)
-        self._lost, self.absent = self._words[1 : 1 + slots], self._words[1 + slots :][:slots]
-        self._start = self._words[1 + 2 * slots :].view(torch.float32)
+        name = "verdict" if before is None else "verdict on means"
+        words = engine.cells(name, 1 + 3 * slots, task.buffer.device)
+        # Whether a head is wrong; of every parameter whether it is lost, whether no rank sent it, and the float that its sum begins with.
+        self._words, one_by_one = words.all, words.each[1:]
+        self._lost, self.absent = one_by_one[:slots], one_by_one[slots : 2 * slots]
+        self._start = one_by_one[2 * slots :]
         if messages is None:
             self._words.zero_()
             for slot in layout.slots:
-                flag = self._lost[slot.index : slot.index + 1]
-                backend.not_finite(task.buffer[slot.entries], flag)
+                backend.not_finite(task.buffer[slot.entries], self._lost[slot.index])
             return
         earlier = None if before is None else before._words
         backend.judge(engine.head, task.random_step, messages, earlier, self._words)
@@ -225,29 +237,36 @@ class DeviceVerdict:
         return False
 
     def add_up(
-        self, slot: Slot, bodies: Sequence[Any], task: Task, total: torch.Tensor, share: float
+        self,
+        slot: Slot,
+        piece: Piece,
+        messages: Sequence[Any],
+        task: Task,
+        total: torch.Tensor,
+        share: float,
     ) -> None:
         self._engine.backend.add_many(
             slot.codec,
-            bodies,
+            messages,
+            piece.body.start,
             task.layout.dtype,
             task.random_step,
             total,
             share,
-            self._start[slot.index : slot.index + 1],
+            self._start[slot.index],
         )
 
     def place_mean(
         self, slot: Slot, owner: int, body: Any, task: Task, out: torch.Tensor, array: Any
     ) -> None:
-        out.copy_(self._start[slot.index])
+        out.copy_(self._start[slot.index].view(torch.float32))
         self._engine.decode(slot, body, task, out, True, 1.0)
 
     def close(self, task: Task, memory: Memory) -> None:
         if task.layout.form == "dense":
-            lost = self._lost.bool()
             for slot in task.layout.slots:
-                task.buffer[slot.entries].masked_fill_(lost[slot.index], float("nan"))
+                lost = self._lost[slot.index].bool()
+                task.buffer[slot.entries].masked_fill_(lost, float("nan"))
         if memory.ledger is None:
             memory.ledger = Ledger(self._engine.backend, task.buffer.device)
         memory.ledger.note(self._words)

@@ -168,15 +168,21 @@ class HostVerdict:
         return slot in self.lost or all(mark[slot.index] == ABSENT for mark in self._marks)
 
     def add_up(
-        self, slot: Slot, bodies: Sequence[Any], task: Task, total: torch.Tensor, share: float
+        self,
+        slot: Slot,
+        piece: Piece,
+        messages: Sequence[Any],
+        task: Task,
+        total: torch.Tensor,
+        share: float,
     ) -> None:
-        """Leave in `total`, float32, the sum of `share` times every body that counts, in rank order."""
+        """Leave in `total`, float32, the sum of `share` times every body of a piece that counts, in rank order."""
         engine = task.layout.engine
         total.zero_()
         out = engine.entries(total)
-        for mark, body in zip(self._marks, bodies, strict=True):
+        for mark, message in zip(self._marks, messages, strict=True):
             if mark[slot.index] == SENT:
-                engine.decode(slot, body, task, out, True, share)
+                engine.decode(slot, message[piece.body], task, out, True, share)
 
     def place_mean(
         self, slot: Slot, owner: int, body: Any, task: Task, out: torch.Tensor, array: Any

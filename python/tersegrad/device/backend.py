@@ -32,6 +32,12 @@ OLDEST_DRIVER, OLDEST_VERSION = "580", 13000
 _DLPACK_DEVICES = {1: "cpu", 2: "cuda", 13: "cuda"}  # kDLCPU, kDLCUDA, kDLCUDAManaged
 
 
+class _Held(threading.local):
+    """The device and stream on which this thread's calls run without asking torch, if there are any."""
+
+    place: tuple[Any, int] | None = None
+
+
 class Backend:
     """A native module of the device, and memory that its calls borrow.
 
@@ -50,6 +56,7 @@ class Backend:
         self._lock = threading.Lock()
         self._workspaces: dict[tuple[Any, int], torch.Tensor] = {}
         self._sides: dict[Any, Any] = {}
+        self._held = _Held()
 
     # --- What torch decides. ---
 
@@ -59,15 +66,32 @@ class Backend:
 
     def stream(self, device: torch.device) -> int:
         """torch's current stream on `device`, as the native module takes it."""
+        held = self._held.place
+        if held is not None and held[0] == device:
+            return held[1]
         import torch
 
         return int(torch.cuda.current_stream(device).cuda_stream) if self.is_cuda else 0
 
     def guard(self, device: torch.device) -> Any:
         """A context in which `device` is the current one."""
+        held = self._held.place
+        if not self.is_cuda or (held is not None and held[0] == device):
+            return contextlib.nullcontext()
         import torch
 
-        return torch.cuda.device(device) if self.is_cuda else contextlib.nullcontext()
+        return torch.cuda.device(device)
+
+    @contextlib.contextmanager
+    def hold(self, device: torch.device) -> Iterator[None]:
+        """A context in which `device` and its current stream stay as they are, so that calls of this thread need not ask for them."""
+        before = self._held.place
+        with self.guard(device):
+            self._held.place = (device, self.stream(device))
+            try:
+                yield
+            finally:
+                self._held.place = before
 
     def side(self, device: torch.device, after_current: bool = True) -> Any:
         """A context whose work runs beside that of the current stream: after what is enqueued there now, or as soon as it can."""
@@ -151,7 +175,8 @@ class Backend:
         `checked` says that x is finite or the residual may be lost; `skip` (int32), where it is not zero, that nothing is to be sent.
         `last_key` (int32) is what `Call.last_key` is on the host: a head start, and never more.
         """
-        with self._calling(codec, x, dtype) as (form, *work):
+        with self.guard(x.device), self._lock:
+            form, *work = self._work(codec, x, dtype)
             self.native.encode(
                 form,
                 x.data_ptr(),
@@ -179,7 +204,8 @@ class Backend:
         scale: float,
     ) -> None:
         """``out = scale * decoded``, or added to it."""
-        with self._calling(codec, out, dtype) as (form, *work):
+        with self.guard(out.device), self._lock:
+            form, *work = self._work(codec, out, dtype)
             self.native.decode(
                 form,
                 body.data_ptr(),
@@ -196,21 +222,23 @@ class Backend:
     def add_many(
         self,
         codec: Codec,
-        bodies: Sequence[torch.Tensor],
+        messages: Sequence[torch.Tensor],
+        offset: int,
         dtype: str,
         step: int,
         out: torch.Tensor,
         scale: float,
         start: torch.Tensor | None = None,
     ) -> None:
-        """Add `scale` times what each body decodes to, in their order, to `start` (float32, one entry) or to what `out` holds.
+        """Add `scale` times what a body in each message decodes to, in their order, to `start` (the bits of a float) or what `out` holds.
 
-        `out` is of float32. Launches do not grow with the number of bodies, up to sixteen.
+        The bodies begin `offset` bytes after the messages; `out` is of float32. Up to sixteen take as many launches as one.
         """
-        with self._calling(codec, out, dtype, len(bodies)) as (form, *work):
+        with self.guard(out.device), self._lock:
+            form, *work = self._work(codec, out, dtype, len(messages))
             self.native.add_many(
                 form,
-                [body.data_ptr() for body in bodies],
+                [message.data_ptr() + offset for message in messages],
                 DTYPE_CODES[dtype],
                 out.numel(),
                 *_step(step),
@@ -220,18 +248,14 @@ class Backend:
                 *work,
             )
 
-    @contextlib.contextmanager
-    def _calling(
-        self, codec: Codec, entries: torch.Tensor, dtype: str, bodies: int = 1
-    ) -> Iterator[list[Any]]:
+    def _work(self, codec: Codec, entries: torch.Tensor, dtype: str, bodies: int = 1) -> list[Any]:
         """The form of a codec; a workspace, its size, and the stream."""
         form, device = self.form(codec), entries.device
-        with self.guard(device), self._lock:
-            stream = self.stream(device)
-            n, code = entries.numel(), DTYPE_CODES[dtype]
-            needed = self.native.workspace_bytes(form, n, code, bodies)
-            work = self.workspace(needed, device, stream)
-            yield [form, work.data_ptr(), work.numel(), stream]
+        stream = self.stream(device)
+        n, code = entries.numel(), DTYPE_CODES[dtype]
+        needed = self.native.workspace_bytes(form, n, code, bodies)
+        work = self.workspace(needed, device, stream)
+        return [form, work.data_ptr(), work.numel(), stream]
 
     def not_zero(self, x: torch.Tensor, flag: torch.Tensor) -> None:
         """Set `flag` (int32) to zero if an entry is not zero; otherwise leave it."""
