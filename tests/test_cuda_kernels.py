@@ -362,6 +362,36 @@ def test_a_step_on_the_device_is_what_counts() -> None:
         assert_equal_to_the_host(codec, mixture(3000), step=77, step_on_device=True)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_part_adds_up_what_the_parts_before_it_have_told(order: str) -> None:
+    """They have told their own sums, but for some that know the sum of all before."""
+    EMULATED.configure(order)
+    own, so_far = 1 << 32, 2 << 32
+    counts = np.random.default_rng(0).integers(0, 2**24, 200).astype(np.uint64)
+    sums = np.cumsum(counts)
+    for part in (0, 1, 2, 31, 32, 33, 63, 64, 65, 150):
+        for done in {0, part - 1, part - 32, part - 33, part - 64, part // 2}:
+            links = counts | np.uint64(own)
+            links[: max(1, done)] = sums[: max(1, done)] | np.uint64(so_far)
+            links[part:] = 0
+            memory = Memory.of(links)
+            before = EMULATED.sum_of_parts_before(memory.address, part, int(counts[part]))
+            assert before == (sums[part - 1] if part else 0)
+            told = memory.check().view(np.uint64)
+            assert told[part] == sums[part] | np.uint64(so_far)
+            assert (np.delete(told, part) == np.delete(links, part)).all()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_stream_of_many_parts_is_read_in_any_order(order: str) -> None:
+    EMULATED.configure(order)
+    n, codec = 300_000, tg.TopK(k=500, indices="bitmap")
+    x = gradient(n)
+    body, _ = on_the_host(codec, x)
+    expected = tg.decompress(tg.compress(x, codec))
+    assert_same_bits(decode(codec, body, np.ones(n, np.float32)), expected)
+
+
 # --- What is not sent. ---
 
 
@@ -535,3 +565,87 @@ def test_what_has_no_form_on_the_device_says_so() -> None:
     ):
         with pytest.raises(tg.CodecError, match=r"no form on the device.*cpu"):
             EMULATED.form_of(codec)
+
+
+# --- Heads of messages between ranks. ---
+
+STATUSES = (0, 1, 2, 3)  # sent, absent, not finite, the sum is not
+
+
+def heads_of(marks: np.ndarray, head: bytes, stride: int) -> Memory:
+    """Messages of all ranks, a row of `marks` each."""
+    messages = np.full((len(marks), stride), 0x77, np.uint8)
+    messages[:, :16] = np.frombuffer(head, np.uint8)
+    messages[:, 16 : 16 + marks.shape[1]] = marks
+    return Memory.of(messages)
+
+
+def judged(template: Memory, step: int, messages: Memory, shape: Any, before: Any) -> Any:
+    """Whether a head is wrong; of each slot what is lost, what no rank sent, the float that its sum begins with."""
+    ranks, slots, stride = shape
+    verdict = Memory(4 * (1 + 3 * slots))
+    EMULATED.judge(
+        template.address,
+        step,
+        slots,
+        messages.address,
+        stride,
+        ranks,
+        0 if before is None else before.address,
+        verdict.address,
+        0,
+    )
+    words = verdict.check().view(np.uint32)
+    lost, absent, start = np.split(words[1:], 3)
+    return verdict, (bool(words[0]), lost, absent, start.view(np.float32))
+
+
+@pytest.mark.parametrize("slots", [1, 255, 256, 700])
+def test_heads_are_written_judged_and_counted(slots: int) -> None:
+    rng = np.random.default_rng(slots)
+    step, ranks, stride = 0xFEDCBA98, 3, 16 * (slots // 16 + 3)
+    template = Memory.of(np.frombuffer(b"TGB\x02abcd" + bytes(8), np.uint8))
+    head = b"TGB\x02abcd" + step.to_bytes(4, "little") + bytes(4)
+
+    pieces = rng.integers(1, 4, slots)
+    first = np.concatenate([[0], np.cumsum(pieces)]).astype(np.uint32)
+    status = rng.choice(STATUSES, first[-1]).astype(np.uint32)
+    worst = np.maximum.reduceat(status, first[:-1])
+    for expected, parts, failed in ((worst, first, False), (status[:slots], None, True)):
+        message, given = Memory(16 + slots), Memory.of(status)
+        where = None if parts is None else Memory.of(parts)
+        address = 0 if where is None else where.address
+        arguments = (given.address, address, failed, message.address, 0)
+        EMULATED.write_head(template.address, step, slots, *arguments)
+        written = message.check()
+        assert bytes(written[:16]) == head[:12] + bytes([failed]) + head[13:]
+        assert (written[16:] == expected).all()
+
+    marks = rng.choice(STATUSES, (ranks, slots), p=[0.4, 0.5, 0.05, 0.05]).astype(np.uint8)
+    lost, absent = (marks >= 2).any(0), (marks == 1).all(0)
+    shape = (ranks, slots, stride)
+    first_verdict, found = judged(template, step, heads_of(marks, head, stride), shape, None)
+    assert found[0] is False
+    assert (found[1] == lost).all()
+    assert (found[2] == absent).all()
+    assert (np.isnan(found[3]) == lost).all()
+    assert not found[3][~lost].any()
+    counts = Memory.of(np.array([1, 2, 3, 4], np.uint32))
+    EMULATED.note(first_verdict.address, slots, counts.address, 0)
+    n = int(lost.sum())
+    assert counts.check().view(np.uint32).tolist() == [1 + n, 2 + n, 3, 4]
+    EMULATED.close_step(counts.address, False, 0)
+    EMULATED.close_step(counts.address, False, 0)  # nothing was lost in this one
+    assert counts.check().view(np.uint32).tolist() == [0, 2 + n, 3, 5]
+
+    # What was lost stays lost in the verdict on the means, and one wrong byte of one rank is enough.
+    sent = heads_of(np.zeros_like(marks), head, stride)
+    assert (judged(template, step, sent, shape, first_verdict)[1][1] == lost).all()
+    for at in (0, 7, 8, 11, 12, 15, 2 * stride + 15):
+        wrong = heads_of(np.zeros_like(marks), head, stride)
+        wrong.bytes[at] ^= 1
+        verdict, found = judged(template, step, wrong, shape, None)
+        assert found[0] is True
+        assert found[1].all()
+        assert np.isnan(found[3]).all()
+        assert judged(template, step, sent, shape, verdict)[1][0] is True

@@ -123,6 +123,9 @@ PYBIND11_MODULE(_cuda_emulated, m) {
       py::arg("order"), py::arg("dropped") = -1);
   m.def("launches", &emulation::launches);
   m.def("candidates", [](Address workspace) { return emulation::candidates(at<const void>(workspace)); });
+  m.def("sum_of_parts_before", [](Address links, size_t part, uint32_t own) {
+    return emulation::sum_of_parts_before(at<uint64_t>(links), part, own);
+  });
   py::module_ geometry = m.def_submodule("geometry");
   geometry.attr("LARGEST_GRID") = cuda::kLargestGrid;
   geometry.attr("THREADS") = cuda::kThreads;
