@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "../topk/chunks.cuh"
 #include "heads.cuh"
 #include "workspace.h"
 
