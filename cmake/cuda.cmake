@@ -16,8 +16,10 @@ if(TERSEGRAD_WERROR)
 endif()
 if(TERSEGRAD_BUILD_MODULE)
   pybind11_add_module(_cuda MODULE csrc/bindings/cuda.cpp $<TARGET_OBJECTS:tersegrad_cuda>)
-  find_package(CUDAToolkit REQUIRED)
-  target_link_libraries(_cuda PRIVATE tersegrad_native tersegrad_flags CUDA::cudart_static)
+  # Not by find_package(CUDAToolkit): that asks for the shared runtime too, under a name that PyPI's wheel does not have.
+  find_library(TERSEGRAD_CUDART cudart_static HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
+  target_link_libraries(_cuda PRIVATE tersegrad_native tersegrad_flags ${TERSEGRAD_CUDART} Threads::Threads
+    ${CMAKE_DL_LIBS} rt)
   target_link_options(_cuda PRIVATE LINKER:--exclude-libs,ALL)
   install(TARGETS _cuda LIBRARY DESTINATION tersegrad)
 endif()

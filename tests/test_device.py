@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import contract
@@ -266,6 +267,42 @@ def test_error_feedback_is_that_of_the_host(codec: tg.Codec, many: bool, request
     assert states[0][1] == pytest.approx(states[1][1])
     for key, residual in states[0][2]["residuals"].items():
         assert_same_bits(residual, states[1][2]["residuals"][key])
+
+
+def test_the_last_key_stays_on_the_device_and_is_never_trusted(place: torch.device) -> None:
+    """A wrong one costs time alone: `tests/test_cuda_kernels.py` counts."""
+    n, k = 20_000, 200
+    codec = tg.TopK(k=k)
+    feedback, other = tg.ErrorFeedback(codec), tg.ErrorFeedback(codec)
+    residual = np.zeros(n, np.float32)
+    for step in range(4):
+        x = gradient(n, seed=step)
+        keys = np.sort((x + residual).view(np.uint32) & 0x7FFFFFFF)
+        message = feedback.compress_many({"w": as_torch(x)})
+        payload = other.compress(as_torch(x), key="w")
+        expected = tg.compress(x, codec, residual=residual, step=step)
+        assert bytes(payload) == bytes(expected)
+        assert bytes(message)[-expected.body.size :] == bytes(expected)[-expected.body.size :]
+        there = [each._calls["w"].last_key_there for each in (feedback, other)]
+        assert [last.device.type for last in there] == [place.type] * 2
+        assert [int(last) for last in there] == [keys[-k]] * 2
+        there[1].fill_(-1 - step)
+    again = pickle.loads(pickle.dumps(other))
+    x = as_torch(gradient(n, seed=9))
+    assert bytes(again.compress(x, key="w")) == bytes(other.compress(x, key="w"))
+
+
+def test_a_held_stream_is_that_of_its_device_and_thread(place: torch.device) -> None:
+    with serving("cpu", EMULATION) as backend:
+        device = torch.device("cpu")
+        with backend.hold(device):
+            backend._held.place = (device, 7)
+            with ThreadPoolExecutor(1) as pool, backend.hold(device):
+                assert backend.stream(device) == 7
+                assert backend.stream(torch.device("cpu", 0)) == 0
+                assert pool.submit(backend.stream, device).result() == 0
+            assert backend.stream(device) == 7
+        assert backend.stream(device) == 0
 
 
 def test_state_resumes_there_and_moves_to_where_the_tensors_are(place: torch.device) -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds tests/native for this machine or, given a cross compiler, for another, runs it and compares its hashes; then replays
-# what the fuzzer found so far.
+# Builds tests/native for this machine or, given a cross compiler, for another, runs it and compares its hashes; then runs, here, the
+# CUDA kernels on the host, and replays what the fuzzer found so far.
 #
 #     tools/test_native.sh CMAKE BUILD_FOLDER [CXX NM EMULATOR]
 set -eu
@@ -19,4 +19,6 @@ tools/check_symbols.sh "$build" "$nm"
 $emulator "$build/tests/native/tersegrad_selftest" >"$build/hashes.txt"
 diff -u tests/native/golden_hashes.txt "$build/hashes.txt"
 echo "$build: every hash is golden."
+# Under qemu it takes a minute: threads change by system calls there.
+test -n "$emulator" || "$build/tests/native/tersegrad_emulated"
 $emulator "$build/tests/fuzz/tersegrad_fuzz_replay" tests/fuzz/corpus tests/fuzz/crashes

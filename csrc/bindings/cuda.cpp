@@ -1,13 +1,16 @@
 // tersegrad._cuda: addresses in, kernels enqueued. Built a second time on the emulation, as _cuda_emulated, for tests.
 // Callers hold the device current and the memory alive; backend.py is the one caller.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../cuda/codec.h"
 #ifdef TERSEGRAD_CUDA_EMULATED
 #include "../cuda/emulate.h"
+#include "../cuda/geometry.h"
 #endif
 
 namespace {
@@ -41,8 +44,9 @@ Entries entries(Address x, int dtype, size_t n) {
 }
 
 // The memory of a call.
-cuda::Work work(const Codec& codec, size_t n, int dtype, Address workspace, size_t bytes, Address stream) {
-  require(bytes >= cuda::workspace_bytes(codec, n, dtype_of(dtype)), "the workspace is too small");
+cuda::Work work(const Codec& codec, size_t n, int dtype, size_t bodies, Address workspace, size_t bytes,
+                Address stream) {
+  require(bytes >= cuda::workspace_bytes(codec, n, dtype_of(dtype), bodies), "the workspace is too small");
   require(workspace % 16 == 0, "the workspace must be aligned to 16 bytes");
   return {at<void>(workspace), at<void>(stream)};
 }
@@ -63,14 +67,15 @@ py::object form_of(const py::object& codec) {
 }
 
 void encode(const Codec& codec, Address x, int x_dtype, size_t n, Address residual, int dtype, uint32_t step,
-            Address step_address, Address status, Address skip, Address body, bool checked, Address workspace,
-            size_t workspace_bytes, Address stream) {
+            Address step_address, Address status, Address skip, Address body, bool checked, Address last_key,
+            Address workspace, size_t workspace_bytes, Address stream) {
   require(cuda::unsupported(codec) == nullptr, "the codec has no form on the device");
   require(body % 16 == 0, "the body must be aligned to 16 bytes");
   const cuda::Encoding call{
       entries(x, x_dtype, n), at<float>(residual),      dtype_of(dtype),   {step, at<const uint32_t>(step_address)},
-      at<uint32_t>(status),   at<const uint32_t>(skip), at<uint8_t>(body), checked};
-  cuda::encode(codec, call, work(codec, n, dtype, workspace, workspace_bytes, stream));
+      at<uint32_t>(status),   at<const uint32_t>(skip), at<uint8_t>(body), checked,
+      at<uint32_t>(last_key)};
+  cuda::encode(codec, call, work(codec, n, dtype, 1, workspace, workspace_bytes, stream));
   raise_if_launch_failed();
 }
 
@@ -81,7 +86,24 @@ void decode(const Codec& codec, Address body, int dtype, size_t n, uint32_t step
   const Entries target = entries(out, out_dtype, n);
   const Output output{at<void>(out), target.dtype, n, accumulate, scale};
   cuda::decode(codec, at<const uint8_t>(body), dtype_of(dtype), {step, at<const uint32_t>(step_address)}, output,
-               work(codec, n, dtype, workspace, workspace_bytes, stream));
+               work(codec, n, dtype, 1, workspace, workspace_bytes, stream));
+  raise_if_launch_failed();
+}
+
+void add_many(const Codec& codec, const std::vector<Address>& bodies, int dtype, size_t n, uint32_t step,
+              Address step_address, Address start, Address out, float scale, Address workspace, size_t workspace_bytes,
+              Address stream) {
+  require(cuda::unsupported(codec) == nullptr, "the codec has no form on the device");
+  std::vector<const uint8_t*> addresses;
+  for (Address body : bodies) {
+    require(body % 16 == 0, "the body must be aligned to 16 bytes");
+    addresses.push_back(at<const uint8_t>(body));
+  }
+  const Entries target = entries(out, static_cast<int>(DType::float32), n);
+  const Output output{at<void>(out), target.dtype, n, true, scale};
+  cuda::add_many(codec, addresses.data(), addresses.size(), dtype_of(dtype), {step, at<const uint32_t>(step_address)},
+                 at<const float>(start), output,
+                 work(codec, n, dtype, bodies.size(), workspace, workspace_bytes, stream));
   raise_if_launch_failed();
 }
 
@@ -99,6 +121,26 @@ PYBIND11_MODULE(_cuda_emulated, m) {
                              dropped);
       },
       py::arg("order"), py::arg("dropped") = -1);
+  m.def("launches", &emulation::launches);
+  m.def("candidates", [](Address workspace) { return emulation::candidates(at<const void>(workspace)); });
+  m.def("sum_of_parts_before", [](Address links, size_t part, uint32_t own) {
+    return emulation::sum_of_parts_before(at<uint64_t>(links), part, own);
+  });
+  py::module_ geometry = m.def_submodule("geometry");
+  geometry.attr("LARGEST_GRID") = cuda::kLargestGrid;
+  geometry.attr("THREADS") = cuda::kThreads;
+  geometry.attr("TILE") = cuda::kTile;
+  geometry.attr("SAMPLES") = cuda::kSamples;
+  geometry.def("parts_of", &cuda::parts_of);
+  geometry.def("grid_of", &cuda::grid_of);
+  geometry.def("dense_grid", &cuda::dense_grid);
+  geometry.def("look_grid", &cuda::look_grid);
+  geometry.def("tiles_of", &cuda::tiles_of);
+  geometry.def("digit_grid", &cuda::digit_grid);
+  geometry.def("place_grid", &cuda::place_grid);
+  geometry.def("chunk_grid", &cuda::chunk_grid);
+  geometry.def("sample_rank", &cuda::sample_rank);
+  geometry.def("candidate_capacity", &cuda::candidate_capacity);
 #else
 PYBIND11_MODULE(_cuda, m) {
 #endif
@@ -111,16 +153,20 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("form_of", &form_of, "codec"_a);
   m.def(
       "workspace_bytes",
-      [](const Codec& codec, size_t n, int dtype) { return cuda::workspace_bytes(codec, n, dtype_of(dtype)); },
-      "codec"_a, "n"_a, "dtype"_a);
+      [](const Codec& codec, size_t n, int dtype, size_t bodies) {
+        return cuda::workspace_bytes(codec, n, dtype_of(dtype), bodies);
+      },
+      "codec"_a, "n"_a, "dtype"_a, "bodies"_a = 1);
   m.def("encode", &encode, "codec"_a, "x"_a, "x_dtype"_a, "n"_a, "residual"_a, "dtype"_a, "step"_a, "step_address"_a,
-        "status"_a, "skip"_a, "body"_a, "checked"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a);
+        "status"_a, "skip"_a, "body"_a, "checked"_a, "last_key"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a);
   m.def("decode", &decode, "codec"_a, "body"_a, "dtype"_a, "n"_a, "step"_a, "step_address"_a, "out"_a, "out_dtype"_a,
         "accumulate"_a, "scale"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a);
+  m.def("add_many", &add_many, "codec"_a, "bodies"_a, "dtype"_a, "n"_a, "step"_a, "step_address"_a, "start"_a, "out"_a,
+        "scale"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a);
   m.def(
-      "is_zero",
+      "not_zero",
       [](Address x, int x_dtype, size_t n, Address flag, Address stream) {
-        cuda::is_zero(entries(x, x_dtype, n), at<uint32_t>(flag), at<void>(stream));
+        cuda::not_zero(entries(x, x_dtype, n), at<uint32_t>(flag), at<void>(stream));
         raise_if_launch_failed();
       },
       "x"_a, "x_dtype"_a, "n"_a, "flag"_a, "stream"_a);
@@ -146,4 +192,36 @@ PYBIND11_MODULE(_cuda, m) {
         raise_if_launch_failed();
       },
       "flag"_a, "target"_a, "nbytes"_a, "stream"_a);
+  m.def(
+      "write_head",
+      [](Address head, uint32_t step, size_t slots, Address status, Address first_piece, bool failed, Address message,
+         Address stream) {
+        cuda::write_head({at<const uint8_t>(head), step, slots}, at<const uint32_t>(status),
+                         at<const uint32_t>(first_piece), failed, at<uint8_t>(message), at<void>(stream));
+        raise_if_launch_failed();
+      },
+      "head"_a, "step"_a, "slots"_a, "status"_a, "first_piece"_a, "failed"_a, "message"_a, "stream"_a);
+  m.def(
+      "judge",
+      [](Address head, uint32_t step, size_t slots, Address messages, size_t stride, size_t ranks, Address before,
+         Address verdict, Address stream) {
+        cuda::judge({at<const uint8_t>(head), step, slots}, at<const uint8_t>(messages), stride, ranks,
+                    at<const uint32_t>(before), at<uint32_t>(verdict), at<void>(stream));
+        raise_if_launch_failed();
+      },
+      "head"_a, "step"_a, "slots"_a, "messages"_a, "stride"_a, "ranks"_a, "before"_a, "verdict"_a, "stream"_a);
+  m.def(
+      "note",
+      [](Address verdict, size_t slots, Address counts, Address stream) {
+        cuda::note(at<const uint32_t>(verdict), slots, at<uint32_t>(counts), at<void>(stream));
+        raise_if_launch_failed();
+      },
+      "verdict"_a, "slots"_a, "counts"_a, "stream"_a);
+  m.def(
+      "close_step",
+      [](Address counts, bool counted, Address stream) {
+        cuda::close_step(at<uint32_t>(counts), counted, at<void>(stream));
+        raise_if_launch_failed();
+      },
+      "counts"_a, "counted"_a, "stream"_a);
 }

@@ -87,8 +87,6 @@ static __global__ void mark_not_finite(Input in, uint32_t* flag) {
   if (threadIdx.x % kWarp == 0 && !is_finite_key(key)) atomicOr(flag, 1);
 }
 
-static __global__ void set_word(uint32_t* at, uint32_t value) { *at = value; }
-
 // Clears the flag, which was set, where an entry is not zero.
 static __global__ void clear_unless_zero(Input in, uint32_t* flag) {
   uint32_t key = 0;
@@ -123,8 +121,6 @@ __device__ inline void fill_zero(uint8_t* target, size_t bytes) {
       target, bytes, [&](size_t i) { *reinterpret_cast<Cell*>(target + i) = {{0, 0, 0, 0}}; },
       [&](size_t i) { target[i] = 0; });
 }
-
-static __global__ void zero_bytes(uint8_t* target, size_t bytes) { fill_zero(target, bytes); }
 
 static __global__ void zero_bytes_if(const uint32_t* flag, uint8_t* target, size_t bytes) {
   if (*flag != 0) fill_zero(target, bytes);

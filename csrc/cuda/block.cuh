@@ -60,12 +60,37 @@ __device__ inline uint32_t block_sum_before(uint32_t value, uint32_t* totals, ui
   return before;
 }
 
+// One block: counts become the sums of all before, in place. `totals` as above.
+__device__ inline void sum_before_in_place(uint32_t* count, size_t n, uint32_t* totals) {
+  const size_t each = (n + blockDim.x - 1) / blockDim.x, begin = threadIdx.x * each;
+  const size_t end = begin + each < n ? begin + each : n;
+  uint32_t own = 0, all;
+  for (size_t i = begin; i < end; ++i) own += count[i];
+  uint32_t before = block_sum_before(own, totals, &all);
+  for (size_t i = begin; i < end; ++i) {
+    const uint32_t here = count[i];
+    count[i] = before;
+    before += here;
+  }
+}
+
+// The number of the lowest bit that is set.
+__device__ inline unsigned lowest_one(uint32_t word) { return static_cast<unsigned>(__popc((word & (0 - word)) - 1)); }
+
+// Of kernels with kThreads threads in a block.
+__device__ inline size_t thread_number() { return static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x; }
+__device__ inline size_t thread_total() { return static_cast<size_t>(gridDim.x) * kThreads; }
+
 __device__ inline uint32_t lanes_before() { return (1u << (threadIdx.x % kWarp)) - 1; }
 
-// What other blocks of this kernel have written by atomics; not from this processor's cache.
+// What other blocks of this kernel have written, by atomics or by store_fresh; not from this processor's cache.
 template <class T>
 __device__ inline T load_fresh(const T* at) {
   return *static_cast<const volatile T*>(at);
+}
+template <class T>
+__device__ inline void store_fresh(T* at, T value) {
+  *static_cast<volatile T*>(at) = value;
 }
 
 // --- Bodies, whose parts begin at any byte. ---

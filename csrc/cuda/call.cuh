@@ -57,11 +57,20 @@ struct Input {
   }
 };
 
-static __global__ void begin_call(Header* header, const uint32_t* skip) {
-  auto* words = reinterpret_cast<uint32_t*>(header);
-  for (unsigned i = threadIdx.x; i < kHeaderWords; i += blockDim.x) words[i] = 0;
+// By one block, as are the callers. The caller's flag is read before others see the header.
+template <class T>
+__device__ inline void clear(T* words, size_t count) {
+  for (size_t i = threadIdx.x; i < count; i += blockDim.x) words[i] = 0;
+}
+__device__ inline void clear(Header* header) { clear(reinterpret_cast<uint32_t*>(header), kHeaderWords); }
+__device__ inline bool is_skipped(const uint32_t* skip) { return skip != nullptr && *skip != 0; }
+
+// The headers of the entries and, for a sparse codec, of the survivors' values.
+static __global__ void begin_call(Header* header, Header* values_header, const uint32_t* skip) {
+  clear(header);
+  if (values_header != nullptr) clear(values_header);
   __syncthreads();
-  if (threadIdx.x == 0 && skip != nullptr) header->absent = *skip != 0;
+  if (threadIdx.x == 0) header->absent = is_skipped(skip);
 }
 
 }  // namespace tersegrad::cuda

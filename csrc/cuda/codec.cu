@@ -1,15 +1,14 @@
 // Which kernels, in which order, on which part of the workspace.
 #include "codec.h"
 
-#include <cmath>
+#include <algorithm>
 
-#include "geometry.h"
-#include "values.cuh"
+#include "../topk/chunks.cuh"
+#include "heads.cuh"
+#include "workspace.h"
 
 namespace tersegrad::cuda {
 namespace {
-
-size_t dense_grid(size_t n) { return grid_of((n + 3) / 4); }
 
 Values values_of(const ValueCodec& codec, DType dtype, size_t n, const uint8_t* body) {
   using Kind = ValueCodec::Kind;
@@ -44,38 +43,92 @@ void encode_values(const ValueCodec& codec, const Input& in, DType dtype, const 
 }
 
 void look(const Input& in, Header* header, Stream stream) {
-  launch(look_before, std::min<size_t>(dense_grid(in.n), kLookGrid), kThreads, stream, in, header);
+  launch(look_before, look_grid(in.n), kThreads, stream, in, header);
 }
 
-void select(const Codec& codec, const Input& in, const Step& step, size_t kept, const Workspace& w, bool looked,
-            Stream stream) {
-  switch (codec.selection) {
-    case Codec::Selection::topk:
-      select_topk({in,
-                   kept,
-                   sample_rank(in.n, kept),
-                   candidate_capacity(in.n, kept),
-                   w.sample,
-                   w.index,
-                   w.value,
-                   {w.tiles[0], w.tiles[1], w.tiles[2], w.tiles[3]},
-                   w.survivor,
-                   w.survivor_value,
-                   w.header},
-                  stream);
-      break;
-    case Codec::Selection::chunks:
-      select_chunks({in, codec.k, codec.chunk, w.survivor, w.survivor_value, w.header}, stream);
-      break;
-    default:
-      if (in.residual != nullptr) {
-        launch(accumulate_entries, dense_grid(in.n), kThreads, stream, in, w.header);
-      } else if (!looked) {
-        look(in, w.header, stream);  // the entries that are not drawn count too
-      }
-      launch(draw_indices, grid_of(kept), kThreads, stream, in.n, kept, codec.mask_seed, step, w.survivor);
-      launch(gather_survivors, grid_of(kept), kThreads, stream, in, static_cast<const uint32_t*>(w.survivor), kept,
-             w.survivor_value, static_cast<const Header*>(w.header));
+TopKCall topk_call(const Encoding& call, const Input& in, size_t kept, const Workspace& w) {
+  return {in,
+          kept,
+          sample_rank(in.n, kept),
+          candidate_capacity(in.n, kept),
+          w.sample,
+          w.index,
+          w.value,
+          w.tile_offset,
+          w.tile_count,
+          w.chain,
+          place_chain_words(in.n),
+          w.survivor,
+          w.survivor_value,
+          w.header,
+          w.values_header,
+          call.skip,
+          call.last_key,
+          call.status};
+}
+
+// Survivors and their values, or what stands for them where nothing is to be sent; and how the call went.
+void select(const Codec& codec, const Encoding& call, const Input& in, const Step& step, size_t kept,
+            const Workspace& w, Stream stream) {
+  const bool look_first = in.residual != nullptr && !call.checked;
+  if (codec.selection == Codec::Selection::topk) {
+    const TopKCall topk = topk_call(call, in, kept, w);
+    launch(begin_topk, 1, kWideThreads, stream, topk);
+    if (look_first) look(in, w.header, stream);
+    select_topk(topk, stream);
+    return;
+  }
+  launch(begin_call, 1, kWideThreads, stream, w.header, w.values_header, call.skip);
+  if (look_first) look(in, w.header, stream);
+  if (codec.selection == Codec::Selection::chunks) {
+    select_chunks({in, codec.k, codec.chunk, w.survivor, w.survivor_value, w.header}, stream);
+    launch(replace_survivors, grid_of(kept), kThreads, stream, static_cast<const Header*>(w.header), w.survivor,
+           w.survivor_value, kept, codec.k, codec.chunk, call.status);
+    return;
+  }
+  if (in.residual != nullptr) {
+    launch(accumulate_entries, dense_grid(in.n), kThreads, stream, in, w.header);
+  } else {
+    look(in, w.header, stream);  // the entries that are not drawn count too
+  }
+  launch(draw_survivors, grid_of(kept), kThreads, stream, Draw{in.n, kept, codec.mask_seed, step}, in, w.survivor,
+         w.survivor_value, static_cast<const Header*>(w.header), call.status);
+}
+
+// At most kBodies of them.
+void decode_bodies(const Codec& codec, const uint8_t* const* bodies, size_t count, DType dtype, StepSource step,
+                   const float* start, const Output& out, const Work& work) {
+  const size_t n = out.count, kept = codec.survivors(n);
+  const Stream stream = work.stream;
+  const Target target{out.data, out.dtype, n, out.accumulate, out.scale, start};
+  Bodies values{};
+  values.count = static_cast<unsigned>(count);
+  if (codec.selection == Codec::Selection::all) {
+    for (size_t b = 0; b < count; ++b) values.values[b] = values_of(codec.values, dtype, n, bodies[b]);
+    launch(decode_entries, dense_grid(n), kThreads, stream, values, target);
+    return;
+  }
+  const Workspace w(codec, n, count, work.memory);
+  size_t stream_bytes = 0;
+  if (codec.has_index_stream()) {
+    const IndexForm form = codec.index_form(n);
+    StreamsCall streams{{}, count, n, kept, w.survivor, w.chain, w.starts};
+    std::copy(bodies, bodies + count, streams.stream);
+    decode_indices(form, streams, stream);
+    stream_bytes = index_stream_bytes(form, n, kept);
+  } else {
+    launch(draw_indices, grid_of(kept), kThreads, stream, Draw{n, kept, codec.mask_seed, Step{step.value, step.at}},
+           w.survivor);
+  }
+  for (size_t b = 0; b < count; ++b) {
+    values.values[b] = values_of(codec.values, dtype, kept, bodies[b] + stream_bytes);
+  }
+  const auto* index = static_cast<const uint32_t*>(w.survivor);
+  if (count == 1 && out.accumulate && start == nullptr) {
+    launch(scatter_values, grid_of(kept), kThreads, stream, values.values[0], index, kept, target);
+  } else {
+    launch(scatter_bodies, parts_of(n, kTargetTile), kThreads, stream, values, index, kept, !codec.has_index_stream(),
+           target);
   }
 }
 
@@ -90,41 +143,33 @@ const char* unsupported(const Codec& codec) {
   return known ? nullptr : "how its values are coded";
 }
 
-size_t workspace_bytes(const Codec& codec, size_t n, DType) { return Workspace(codec, n, nullptr).bytes; }
+size_t workspace_bytes(const Codec& codec, size_t n, DType, size_t bodies) {
+  return Workspace(codec, n, std::min(bodies, kBodies), nullptr).bytes;
+}
 
 void encode(const Codec& codec, const Encoding& call, const Work& work) {
   const size_t n = call.x.count, kept = codec.survivors(n);
-  const Workspace w(codec, n, work.memory);
+  const Workspace w(codec, n, 1, work.memory);
   const Stream stream = work.stream;
   const Input in{call.x.data, call.x.dtype, n, call.residual};
   const Step step{call.step.value, call.step.at};
-  launch(begin_call, 1, kWideThreads, stream, w.header, call.skip);
-  if (n == 0) {
-    launch(finish_dense, 1, kThreads, stream, static_cast<const Header*>(w.header), call.body, size_t{0}, call.status);
-    return;
-  }
-  const bool looked = call.residual != nullptr && !call.checked;
-  if (looked) look(in, w.header, stream);
-  if (codec.selection == Codec::Selection::all) {
-    encode_values(codec.values, in, call.dtype, step, call.body, w.header, stream);
+  if (codec.selection == Codec::Selection::all || n == 0) {
+    launch(begin_call, 1, kWideThreads, stream, w.header, static_cast<Header*>(nullptr), call.skip);
+    if (n > 0 && call.residual != nullptr && !call.checked) look(in, w.header, stream);
+    if (n > 0) encode_values(codec.values, in, call.dtype, step, call.body, w.header, stream);
     const size_t bytes = codec.body_bytes(n, call.dtype);
     launch(finish_dense, grid_of(bytes / kCell + 1), kThreads, stream, static_cast<const Header*>(w.header), call.body,
            bytes, call.status);
     return;
   }
-  select(codec, in, step, kept, w, looked, stream);
-  const bool chunks = codec.selection == Codec::Selection::chunks;
-  launch(replace_survivors, grid_of(kept), kThreads, stream, static_cast<const Header*>(w.header), w.survivor,
-         codec.has_index_stream(), w.survivor_value, kept, chunks ? codec.k : kept, chunks ? codec.chunk : n,
-         call.status);
+  select(codec, call, in, step, kept, w, stream);
   uint8_t* body = call.body;
   if (codec.has_index_stream()) {
     const IndexForm form = codec.index_form(n);
     encode_index(form, w.survivor, n, kept, body, stream);
     body += index_stream_bytes(form, n, kept);
   }
-  // A header of zeros: what is coded now are the survivors, or the zeros in their place.
-  launch(begin_call, 1, kWideThreads, stream, w.values_header, static_cast<const uint32_t*>(nullptr));
+  // With a header of its own: what is coded now are the survivors, or the zeros in their place.
   encode_values(codec.values, {w.survivor_value, DType::float32, kept, nullptr}, call.dtype, step, body,
                 w.values_header, stream);
   if (call.residual == nullptr) return;
@@ -135,42 +180,26 @@ void encode(const Codec& codec, const Encoding& call, const Work& work) {
 
 void decode(const Codec& codec, const uint8_t* body, DType dtype, StepSource step, const Output& out,
             const Work& work) {
-  const size_t n = out.count, kept = codec.survivors(n);
-  if (n == 0) return;
-  const Stream stream = work.stream;
-  const Target target{out.data, out.dtype, n, out.accumulate, out.scale};
-  if (codec.selection == Codec::Selection::all) {
-    launch(decode_entries, dense_grid(n), kThreads, stream, values_of(codec.values, dtype, n, body), target);
-    return;
-  }
-  const Workspace w(codec, n, work.memory);
-  if (codec.has_index_stream()) {
-    const IndexForm form = codec.index_form(n);
-    decode_index(form, {body, n, kept, w.survivor, w.counts}, stream);
-    body += index_stream_bytes(form, n, kept);
-  } else {
-    launch(draw_indices, grid_of(kept), kThreads, stream, n, kept, codec.mask_seed, Step{step.value, step.at},
-           w.survivor);
-  }
-  if (!out.accumulate) {
-    const size_t bytes = n * item_bytes(out.dtype);
-    launch(zero_bytes, grid_of(bytes / kCell + 1), kThreads, stream, static_cast<uint8_t*>(out.data), bytes);
-  }
-  launch(scatter_values, grid_of(kept), kThreads, stream, values_of(codec.values, dtype, kept, body),
-         static_cast<const uint32_t*>(w.survivor), kept, target);
+  if (out.count > 0) decode_bodies(codec, &body, 1, dtype, step, nullptr, out, work);
 }
 
-void is_zero(const Entries& x, uint32_t* flag, void* stream) {
-  launch(set_word, 1, 1, stream, flag, 1u);
-  if (x.count > 0) {
-    launch(clear_unless_zero, dense_grid(x.count), kThreads, stream, Input{x.data, x.dtype, x.count, nullptr}, flag);
+void add_many(const Codec& codec, const uint8_t* const* bodies, size_t count, DType dtype, StepSource step,
+              const float* start, const Output& out, const Work& work) {
+  if (out.count == 0) return;
+  for (size_t done = 0; done < count; done += kBodies) {
+    decode_bodies(codec, bodies + done, std::min(count - done, kBodies), dtype, step, done == 0 ? start : nullptr, out,
+                  work);
   }
+}
+
+void not_zero(const Entries& x, uint32_t* flag, void* stream) {
+  if (x.count == 0) return;
+  launch(clear_unless_zero, dense_grid(x.count), kThreads, stream, Input{x.data, x.dtype, x.count, nullptr}, flag);
 }
 
 void not_finite(const Entries& x, uint32_t* flag, void* stream) {
   if (x.count == 0) return;
-  launch(mark_not_finite, std::min<size_t>(dense_grid(x.count), kLookGrid), kThreads, stream,
-         Input{x.data, x.dtype, x.count, nullptr}, flag);
+  launch(mark_not_finite, look_grid(x.count), kThreads, stream, Input{x.data, x.dtype, x.count, nullptr}, flag);
 }
 
 void copy_if(const uint32_t* flag, const uint8_t* source, uint8_t* target, size_t bytes, void* stream) {
@@ -179,6 +208,24 @@ void copy_if(const uint32_t* flag, const uint8_t* source, uint8_t* target, size_
 
 void zero_if(const uint32_t* flag, uint8_t* target, size_t bytes, void* stream) {
   if (bytes > 0) launch(zero_bytes_if, grid_of(bytes / kCell + 2), kThreads, stream, flag, target, bytes);
+}
+
+void write_head(const HeadCall& call, const uint32_t* status, const uint32_t* first_piece, bool failed,
+                uint8_t* message, void* stream) {
+  launch(write_head_kernel, 1, kThreads, stream, call, status, first_piece, failed, message);
+}
+
+void judge(const HeadCall& call, const uint8_t* messages, size_t stride, size_t ranks, const uint32_t* before,
+           uint32_t* verdict, void* stream) {
+  launch(judge_kernel, 1, kThreads, stream, call, messages, stride, ranks, before, verdict);
+}
+
+void note(const uint32_t* verdict, size_t slots, uint32_t* counts, void* stream) {
+  launch(note_kernel, 1, kThreads, stream, verdict, slots, counts);
+}
+
+void close_step(uint32_t* counts, bool counted, void* stream) {
+  launch(close_step_kernel, 1, 1, stream, counts, counted);
 }
 
 #ifdef __CUDACC__

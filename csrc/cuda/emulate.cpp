@@ -100,7 +100,7 @@ std::vector<Fiber> fibers;
 std::vector<Warp> warps;
 std::unique_ptr<char[]> stacks;
 unsigned stacks_for = 0;
-unsigned current, block, blocks, block_size_;
+unsigned current, block, blocks, block_size_, launched;
 const std::function<void()>* kernel;
 
 void wait(State state) {
@@ -179,7 +179,10 @@ void configure(Order order, int dropped) {
   dropped_barrier = dropped;
 }
 
+unsigned launches() { return launched; }
+
 void run(unsigned grid, unsigned threads, const std::function<void()>& body) {
+  ++launched;
   if (threads > stacks_for) {
     stacks.reset(new char[threads * kStackBytes]);
     stacks_for = threads;

@@ -27,6 +27,15 @@ void configure(Order order, int dropped);
 
 void run(unsigned grid, unsigned threads, const std::function<void()>& body);
 
+// How many kernels have run, for tests that count them.
+unsigned launches();
+// How many candidates the last top-k that used this workspace collected: with k of them or more, and no more than fit,
+// one pass over the entries was enough.
+uint32_t candidates(const void* workspace);
+// sum_of_parts_before of cuda/chain.cuh, by a block of its own. Blocks run one after the other here, so that each would
+// find that the one before it is done; a test gives it links as blocks at work leave them.
+uint32_t sum_of_parts_before(uint64_t* links, size_t part, uint32_t own);
+
 Index thread_index();
 Index block_index();
 Index block_size();

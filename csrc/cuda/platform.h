@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "../bits.h"
+#include "geometry.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -17,10 +18,6 @@ namespace tersegrad::cuda {
 
 using Stream = void*;  // a cudaStream_t
 
-constexpr unsigned kWarp = 32;
-constexpr unsigned kThreads = 256;  // of a block
-constexpr unsigned kWarps = kThreads / kWarp;
-constexpr unsigned kWideThreads = 1024;  // of a kernel that is one block
 constexpr uint32_t kWholeWarp = 0xffffffffu;
 
 template <class... Parameters, class... Arguments>

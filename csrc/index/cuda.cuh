@@ -4,8 +4,8 @@
 #pragma once
 
 #include "../cuda/call.cuh"
+#include "../cuda/chain.cuh"
 #include "../philox.h"
-#include "../topk/cuda.cuh"
 #include "spec.h"
 
 namespace tersegrad::cuda {
@@ -24,9 +24,6 @@ __device__ inline size_t first_at_least(PositionAt position_at, size_t count, ui
   }
   return low;
 }
-
-__device__ inline size_t thread_number() { return static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x; }
-__device__ inline size_t thread_total() { return static_cast<size_t>(gridDim.x) * kThreads; }
 
 // A bit vector of `bytes` in which the ascending positions of k ones are given.
 template <class PositionAt>
@@ -77,117 +74,122 @@ static __global__ void encode_u16(const uint32_t* index, size_t n, size_t k, uin
 
 // --- Reading. ---
 
-struct StreamCall {
-  const uint8_t* stream;
-  size_t n, k;
-  uint32_t* index;
-  uint32_t* counts;  // of tiles or ranges, then the sums before
+// Streams of equal layout, one of each body.
+struct StreamsCall {
+  const uint8_t* stream[kBodies];
+  size_t bodies, n, k;
+  uint32_t* index;   // k of each
+  uint64_t* chain;   // of read_ones: links for the parts of each
+  uint32_t* starts;  // of u16: where each range begins
 };
-
-constexpr size_t kTileBytes = 4 * kThreads;  // of a bit vector: a word for each thread
 
 // The bit vector of a stream: its bytes, and how many of its bits count.
 struct Ones {
   const uint8_t* section;
   uint64_t bytes;
 };
-__device__ inline Ones ones_of(const StreamCall& call, IndexForm form) {
-  if (form == IndexForm::bitmap) return {call.stream, (call.n + 7) / 8};
+__device__ inline Ones ones_of(const StreamsCall& call, size_t body, IndexForm form) {
+  if (form == IndexForm::bitmap) return {call.stream[body], (call.n + 7) / 8};
   const EliasFano layout = elias_fano_layout(call.n, call.k);
-  return {call.stream + layout.low_bytes, layout.high_bytes};
+  return {call.stream[body] + layout.low_bytes, layout.high_bytes};
 }
 
-static __global__ void __launch_bounds__(kThreads) count_ones(StreamCall call, IndexForm form) {
-  __shared__ uint32_t shared[32];
-  const Ones ones = ones_of(call, form);
-  const uint64_t at = blockIdx.x * kTileBytes + 4 * threadIdx.x;
-  uint32_t all;
-  block_sum_before(static_cast<uint32_t>(__popc(get_word(ones.section, at, ones.bytes))), shared, &all);
-  if (threadIdx.x == 0) call.counts[blockIdx.x] = all;
+// Before read_ones: no part has begun, and every index is missing.
+static __global__ void begin_read(StreamsCall call, size_t words) {
+  for (size_t i = thread_number(); i < words; i += thread_total()) call.chain[i] = 0;
+  for (size_t j = thread_number(); j < call.bodies * call.k; j += thread_total()) {
+    call.index[j] = static_cast<uint32_t>(call.n);
+  }
 }
 
-// One block.
-static __global__ void __launch_bounds__(kWideThreads) sum_counts(uint32_t* counts, size_t n) {
-  __shared__ uint32_t shared[32];
-  sum_before_in_place(counts, n, shared);
-}
-
-static __global__ void __launch_bounds__(kThreads) read_ones(StreamCall call, IndexForm form) {
-  __shared__ uint32_t shared[32];
-  const Ones ones = ones_of(call, form);
-  const uint64_t at = blockIdx.x * kTileBytes + 4 * threadIdx.x;
+// A part is a tile of the bit vector of a body. The rank of a one among all of them tells which index it is.
+static __global__ void __launch_bounds__(kThreads) read_ones(StreamsCall call, size_t tiles, IndexForm form) {
+  __shared__ uint32_t shared[32], part_number, sum_before;
+  const size_t part = begin_part(call.chain, &part_number), body = part / tiles, tile = part % tiles;
+  const Ones ones = ones_of(call, body, form);
+  const uint64_t at = tile * kStreamTile + 4 * threadIdx.x;
   uint32_t word = get_word(ones.section, at, ones.bytes), all;
-  uint64_t j = call.counts[blockIdx.x] + block_sum_before(static_cast<uint32_t>(__popc(word)), shared, &all);
+  const uint32_t in_tile = block_sum_before(static_cast<uint32_t>(__popc(word)), shared, &all);
+  uint64_t j = sum_of_parts_before(call.chain + 1 + body * tiles, tile, all, &sum_before);
+  j += in_tile;
   const EliasFano layout = elias_fano_layout(call.n, call.k);
   const auto low = static_cast<uint64_t>(layout.low_bits);
   for (; word != 0 && j < call.k; word &= word - 1, ++j) {
-    const uint64_t bit = 8 * at + static_cast<uint64_t>(__popc((word & (0 - word)) - 1));
+    const uint64_t bit = 8 * at + lowest_one(word);
     uint64_t index = bit;
     if (form == IndexForm::elias_fano) {
       const uint64_t first = j * low, mask = (uint64_t{1} << low) - 1;
-      const uint64_t part = get_bytes(call.stream, first / 8, layout.low_bytes) >> (first % 8) & mask;
-      index = (bit - j) << low | part;
+      const uint64_t part_of_it = get_bytes(call.stream[body], first / 8, layout.low_bytes) >> (first % 8) & mask;
+      index = (bit - j) << low | part_of_it;
     }
-    call.index[j] = static_cast<uint32_t>(index < call.n ? index : call.n);
+    call.index[body * call.k + j] = static_cast<uint32_t>(index < call.n ? index : call.n);
   }
 }
 
-static __global__ void fill_missing(StreamCall call) {
-  for (size_t j = thread_number(); j < call.k; j += thread_total()) call.index[j] = static_cast<uint32_t>(call.n);
-}
-
-static __global__ void read_range_counts(StreamCall call, size_t ranges) {
-  for (size_t range = thread_number(); range < ranges; range += thread_total()) {
-    const uint32_t count = get_word(call.stream, 4 * range, 4 * ranges);
-    call.counts[range] = count < kU16Range ? count : kU16Range;  // the sum of forged ones must not wrap
+// One block for each body.
+static __global__ void __launch_bounds__(kWideThreads) sum_ranges(StreamsCall call, size_t ranges) {
+  __shared__ uint32_t shared[32];
+  uint32_t* starts = call.starts + blockIdx.x * ranges;
+  for (size_t range = threadIdx.x; range < ranges; range += blockDim.x) {
+    const uint32_t count = get_word(call.stream[blockIdx.x], 4 * range, 4 * ranges);
+    starts[range] = count < kU16Range ? count : kU16Range;  // the sum of forged ones must not wrap
   }
+  __syncthreads();
+  sum_before_in_place(starts, ranges, shared);
 }
 
-static __global__ void read_offsets(StreamCall call, size_t ranges) {
-  const uint8_t* offsets = call.stream + 4 * ranges;
-  const uint32_t* starts = call.counts;
-  for (size_t j = thread_number(); j < call.k; j += thread_total()) {
+static __global__ void read_offsets(StreamsCall call, size_t ranges) {
+  for (size_t i = thread_number(); i < call.bodies * call.k; i += thread_total()) {
+    const size_t body = i / call.k, j = i % call.k;
+    const uint8_t* offset = call.stream[body] + 4 * ranges + 2 * j;
+    const uint32_t* starts = call.starts + body * ranges;
     // The last range that starts at or before j.
     const size_t range =
         first_at_least([starts](size_t r) { return static_cast<uint64_t>(starts[r]); }, ranges, j + 1) - 1;
-    const uint64_t index = range * kU16Range + (offsets[2 * j] | static_cast<uint32_t>(offsets[2 * j + 1]) << 8);
-    call.index[j] = static_cast<uint32_t>(index < call.n ? index : call.n);
+    const uint64_t index = range * kU16Range + (offset[0] | static_cast<uint32_t>(offset[1]) << 8);
+    call.index[i] = static_cast<uint32_t>(index < call.n ? index : call.n);
   }
 }
 
-static __global__ void draw_indices(size_t n, size_t k, uint64_t seed, Step step, uint32_t* index) {
-  const uint32_t now = step.get();
-  for (size_t j = thread_number(); j < k; j += thread_total()) {
-    index[j] = stratum_index(n, k, j, philox(seed, j, now, kRandomMask).word[0]);
+// The indices of a RandomK, which a body does not hold.
+struct Draw {
+  size_t n, k;
+  uint64_t seed;
+  Step step;
+  __device__ uint32_t index(size_t j, uint32_t now) const {
+    return stratum_index(n, k, j, philox(seed, j, now, kRandomMask).word[0]);
   }
+};
+
+static __global__ void draw_indices(Draw draw, uint32_t* index) {
+  const uint32_t now = draw.step.get();
+  for (size_t j = thread_number(); j < draw.k; j += thread_total()) index[j] = draw.index(j, now);
 }
 
 // --- Survivors. ---
 
-// After the residual was added, if there is one.
-static __global__ void gather_survivors(Input in, const uint32_t* index, size_t k, float* value, const Header* header) {
-  if (verdict_after(*header) != kSent) return;
-  for (size_t j = thread_number(); j < k; j += thread_total()) {
-    value[j] = in.residual != nullptr ? in.residual[index[j]] : load_aligned(in.x, in.dtype, index[j]);
+// After the residual was added, if there is one. Where nothing is to be sent, the values are zero.
+static __global__ void draw_survivors(Draw draw, Input in, uint32_t* index, float* value, const Header* header,
+                                      uint32_t* status) {
+  const uint32_t verdict = verdict_after(*header), now = draw.step.get();
+  if (thread_number() == 0) *status = verdict;
+  for (size_t j = thread_number(); j < draw.k; j += thread_total()) {
+    const uint32_t i = draw.index(j, now);
+    index[j] = i;
+    value[j] = verdict != kSent ? 0.0f : in.residual != nullptr ? in.residual[i] : load_aligned(in.x, in.dtype, i);
   }
 }
 
-// Where nothing is to be sent, the survivors are those of zeros: the first k, of each chunk or of all.
-static __global__ void replace_survivors(const Header* header, uint32_t* index, bool replace_index, float* value,
-                                         size_t k, size_t per_chunk, size_t chunk, uint32_t* status) {
+// Where nothing is to be sent, the survivors are those of zeros: the first k of each chunk.
+static __global__ void replace_survivors(const Header* header, uint32_t* index, float* value, size_t kept,
+                                         size_t per_chunk, size_t chunk, uint32_t* status) {
   const uint32_t verdict = verdict_after(*header);
-  if (blockIdx.x == 0 && threadIdx.x == 0) *status = verdict;
+  if (thread_number() == 0) *status = verdict;
   if (verdict == kSent) return;
-  for (size_t j = thread_number(); j < k; j += thread_total()) {
-    if (replace_index) index[j] = static_cast<uint32_t>(j / per_chunk * chunk + j % per_chunk);
+  for (size_t j = thread_number(); j < kept; j += thread_total()) {
+    index[j] = static_cast<uint32_t>(j / per_chunk * chunk + j % per_chunk);
     value[j] = 0.0f;
   }
-}
-
-inline size_t grid_of(size_t threads) {
-  constexpr size_t kMost = 64 * 1024;
-  const size_t blocks = (threads + kThreads - 1) / kThreads;
-  return blocks == 0 ? 1 : blocks < kMost ? blocks : kMost;
 }
 
 inline void encode_index(IndexForm form, const uint32_t* index, size_t n, size_t k, uint8_t* stream, Stream queue) {
@@ -200,25 +202,23 @@ inline void encode_index(IndexForm form, const uint32_t* index, size_t n, size_t
   }
 }
 
-// How many counts a reader needs room for.
-inline size_t stream_counts(IndexForm form, size_t n, size_t k) {
-  if (form == IndexForm::u16) return (n + kU16Range - 1) / kU16Range;
-  const size_t bytes = form == IndexForm::bitmap ? (n + 7) / 8 : elias_fano_layout(n, k).high_bytes;
-  return (bytes + kTileBytes - 1) / kTileBytes;
+// What a reader needs room for: tiles of the bit vector of a body, or ranges.
+inline size_t stream_tiles(IndexForm form, size_t n, size_t k) {
+  if (form == IndexForm::u16) return 0;
+  return parts_of(form == IndexForm::bitmap ? (n + 7) / 8 : elias_fano_layout(n, k).high_bytes, kStreamTile);
 }
+inline size_t stream_ranges(IndexForm form, size_t n) { return form == IndexForm::u16 ? parts_of(n, kU16Range) : 0; }
 
-inline void decode_index(IndexForm form, const StreamCall& call, Stream queue) {
-  const size_t counts = stream_counts(form, call.n, call.k);
+inline void decode_indices(IndexForm form, const StreamsCall& call, Stream queue) {
   if (form == IndexForm::u16) {
-    launch(read_range_counts, grid_of(counts), kThreads, queue, call, counts);
-    launch(sum_counts, 1, kWideThreads, queue, call.counts, counts);
-    launch(read_offsets, grid_of(call.k), kThreads, queue, call, counts);
+    const size_t ranges = stream_ranges(form, call.n);
+    launch(sum_ranges, call.bodies, kWideThreads, queue, call, ranges);
+    launch(read_offsets, grid_of(call.bodies * call.k), kThreads, queue, call, ranges);
     return;
   }
-  launch(fill_missing, grid_of(call.k), kThreads, queue, call);
-  launch(count_ones, counts, kThreads, queue, call, form);
-  launch(sum_counts, 1, kWideThreads, queue, call.counts, counts);
-  launch(read_ones, counts, kThreads, queue, call, form);
+  const size_t tiles = stream_tiles(form, call.n, call.k), parts = call.bodies * tiles;
+  launch(begin_read, grid_of(call.bodies * call.k), kThreads, queue, call, chain_words(parts));
+  launch(read_ones, parts, kThreads, queue, call, tiles, form);
 }
 
 }  // namespace tersegrad::cuda

@@ -1,30 +1,21 @@
-// On the device: exact top-k in one pass over the entries and no word to the host. A sample suggests a threshold that a
-// little more than k entries reach. One pass collects those; a radix selection among them finds the k-th key; they are
-// put in order. Where there are too few or too many, the very same kernels run over all entries instead: launches do
-// not depend on data, so a captured graph is right for any.
+// On the device: exact top-k in one pass over the entries and no word to the host. The k-th key of the last call, or a
+// sample, suggests a threshold that a little more than k entries reach. One pass collects those; a radix selection
+// among them finds the k-th key; they are put in order. Where there are too few or too many, the very same kernels run
+// over all entries instead: launches do not depend on data, so a captured graph is right for any.
 //
 // Candidates of a tile lie together and in order, tiles wherever the counter put them. So one crowded tile needs no
 // room of its own, and the order of tiles brings the order of indices back.
 #pragma once
 
 #include "../cuda/call.cuh"
+#include "../cuda/chain.cuh"
 #include "spec.h"
 
 namespace tersegrad::cuda {
 
-constexpr size_t kTile = 8192;                // entries of a block of threads in the pass
-constexpr size_t kWarpPart = kTile / kWarps;  // of which a warp takes neighbours,
+constexpr size_t kWarpPart = kTile / kWarps;  // of a tile, of which a warp takes neighbours,
 constexpr size_t kRow = 4 * kWarp;            // four to a lane,
 constexpr unsigned kRows = kWarpPart / kRow;  // so often
-constexpr size_t kSamples = 16 * 1024;
-constexpr size_t kSampleRun = 16;  // neighbours, of one cache line or two
-
-struct Tiles {
-  uint32_t* offset;  // of a tile's candidates
-  uint32_t* count;
-  uint32_t* above;  // entries with a key above the k-th, later: in all tiles before
-  uint32_t* equal;  // with that very key, likewise
-};
 
 struct TopKCall {
   Input in;
@@ -34,12 +25,18 @@ struct TopKCall {
   uint32_t* sample;
   uint32_t* index;  // candidates
   float* value;
-  Tiles tiles;
+  uint32_t* tile_offset;  // of a tile's candidates,
+  uint32_t* tile_count;   // and how many they are
+  uint64_t* chain;        // of place_survivors, two links to a block: entries above the k-th key, then those at it
+  size_t chain_words;
   uint32_t* survivor;
   float* survivor_value;
   Header* header;
+  Header* values_header;
+  const uint32_t* skip;  // or null
+  uint32_t* last_key;    // or null: the k-th key of the last call on similar entries, then of this one; never trusted
+  uint32_t* status;
 
-  __host__ __device__ size_t tile_count() const { return (in.n + kTile - 1) / kTile; }
   // Whether the candidates will not do.
   __device__ bool must_read_all() const { return header->candidates < k || header->candidates > capacity; }
   // An entry of x + residual after the pass.
@@ -101,14 +98,12 @@ __device__ inline uint32_t select_key(KeyAt key_at, size_t n, uint32_t rank, uin
   return prefix;
 }
 
-// One block: the threshold.
-static __global__ void __launch_bounds__(kWideThreads) sample_threshold(TopKCall call) {
-  __shared__ uint32_t histogram[kBins], shared[34];
-  if (verdict_before(*call.header) != kSent) return;
+// The key of a rank in a sample of x + residual.
+__device__ inline uint32_t sampled_threshold(const TopKCall& call, uint32_t* histogram, uint32_t* shared) {
   const size_t n = call.in.n;
   const bool whole = n <= kSamples;
   const size_t samples = whole ? n : kSamples, stride = whole ? 0 : n / (kSamples / kSampleRun);
-  if (call.sample_rank > samples) return;  // the threshold stays zero
+  if (call.sample_rank > samples) return 0;
   for (size_t s = threadIdx.x; s < samples; s += blockDim.x) {
     size_t i = s;
     if (!whole) {  // uneven distances, so that no pattern hides between the samples
@@ -123,7 +118,22 @@ static __global__ void __launch_bounds__(kWideThreads) sample_threshold(TopKCall
   const uint32_t* sample = call.sample;
   const uint32_t key = select_key([sample](size_t i) { return sample[i]; }, samples,
                                   static_cast<uint32_t>(call.sample_rank), histogram, shared, &above);
-  if (threadIdx.x == 0) call.header->threshold = key < kInfinity ? key : kInfinity;
+  return key < kInfinity ? key : kInfinity;
+}
+
+// One block: nothing is known yet but the threshold. With the key of the last call it costs no look at the entries.
+static __global__ void __launch_bounds__(kWideThreads) begin_topk(TopKCall call) {
+  __shared__ uint32_t histogram[kBins], shared[34];
+  clear(call.header);
+  clear(call.values_header);
+  clear(call.chain, call.chain_words);
+  const bool absent = is_skipped(call.skip);
+  uint32_t threshold = call.last_key == nullptr ? 0 : threshold_after(*call.last_key);
+  if (threshold == 0 && !absent) threshold = sampled_threshold(call, histogram, shared);
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  call.header->absent = absent;
+  call.header->threshold = threshold;
 }
 
 // The pass: residual += x, and the entries that reach the threshold become candidates.
@@ -163,8 +173,8 @@ static __global__ void __launch_bounds__(kThreads) collect_candidates(TopKCall c
     for (unsigned w = 0; w < kWarps; ++w) total += counts[w];
     // The counter stops far above any capacity: it cannot wrap, as n is below 2^32.
     uint32_t base = atomicAdd(&call.header->candidates, total);
-    call.tiles.offset[tile] = base;
-    call.tiles.count[tile] = total;
+    call.tile_offset[tile] = base;
+    call.tile_count[tile] = total;
     bases[kWarps] = base + total <= call.capacity && base + total >= base;
     for (unsigned w = 0; w < kWarps; ++w) {
       bases[w] = base;
@@ -235,8 +245,8 @@ static __global__ void __launch_bounds__(kThreads) select_digit(TopKCall call, u
 template <class Body>
 __device__ inline void for_each_of_tile(const TopKCall& call, size_t tile, bool all, Body body) {
   const unsigned lane = threadIdx.x % kWarp;
-  const size_t begin = all ? tile * kTile : call.tiles.offset[tile];
-  const size_t end = !all ? begin + call.tiles.count[tile] : call.in.n - begin < kTile ? call.in.n : begin + kTile;
+  const size_t begin = all ? tile * kTile : call.tile_offset[tile];
+  const size_t end = !all ? begin + call.tile_count[tile] : call.in.n - begin < kTile ? call.in.n : begin + kTile;
   for (size_t at = begin; at < end; at += kWarp) {
     const size_t i = at + lane;
     const bool there = i < end;
@@ -245,54 +255,53 @@ __device__ inline void for_each_of_tile(const TopKCall& call, size_t tile, bool 
   }
 }
 
-// A warp for each tile: how many entries lie above the k-th key, and at it.
-static __global__ void __launch_bounds__(kThreads) count_survivors(TopKCall call) {
-  if (verdict_after(*call.header) != kSent) return;
-  const size_t tile = static_cast<size_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (tile >= call.tile_count()) return;
-  const uint32_t kth = call.header->prefix;
+// A warp for each tile, eight tiles to a part: the survivors take their places. Ties are kept from the lowest index on.
+// Where nothing is to be sent, the survivors are those of zeros: the first k.
+static __global__ void __launch_bounds__(kThreads) place_survivors(TopKCall call) {
+  __shared__ uint32_t part_number, sum_before, in_tile[2][kWarps];
+  const uint32_t verdict = verdict_after(*call.header), kth = call.header->prefix;
+  if (thread_number() == 0) {
+    *call.status = verdict;
+    if (verdict == kSent && call.last_key != nullptr) *call.last_key = kth;
+  }
+  if (verdict != kSent) {
+    for (size_t j = thread_number(); j < call.k; j += thread_total()) {
+      call.survivor[j] = static_cast<uint32_t>(j);
+      call.survivor_value[j] = 0.0f;
+    }
+    return;
+  }
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const size_t part = begin_part(call.chain, &part_number), tile = part * kWarps + warp;
+  const bool all = call.must_read_all(), there_is_a_tile = tile * kTile < call.in.n;
   uint32_t above = 0, equal = 0;
-  for_each_of_tile(call, tile, call.must_read_all(), [&](uint32_t, float value, bool there) {
-    above += there && key_of(value) > kth;
-    equal += there && key_of(value) == kth;
-  });
+  if (there_is_a_tile) {
+    for_each_of_tile(call, tile, all, [&](uint32_t, float value, bool there) {
+      above += there && key_of(value) > kth;
+      equal += there && key_of(value) == kth;
+    });
+  }
   above = warp_sum(above);
   equal = warp_sum(equal);
-  if (threadIdx.x % kWarp == 0) {
-    call.tiles.above[tile] = above;
-    call.tiles.equal[tile] = equal;
+  if (lane == 0) {
+    in_tile[0][warp] = above;
+    in_tile[1][warp] = equal;
   }
-}
-
-// One block: counts become the sums of all before, in place.
-__device__ inline void sum_before_in_place(uint32_t* count, size_t n, uint32_t* shared) {
-  const size_t each = (n + blockDim.x - 1) / blockDim.x, begin = threadIdx.x * each;
-  const size_t end = begin + each < n ? begin + each : n;
-  uint32_t own = 0, all;
-  for (size_t i = begin; i < end; ++i) own += count[i];
-  uint32_t before = block_sum_before(own, shared, &all);
-  for (size_t i = begin; i < end; ++i) {
-    const uint32_t here = count[i];
-    count[i] = before;
-    before += here;
+  __syncthreads();
+  uint32_t before[2] = {0, 0}, own[2] = {0, 0};
+  for (unsigned w = 0; w < kWarps; ++w) {
+    TERSEGRAD_UNROLL
+    for (unsigned which = 0; which < 2; ++which) {
+      if (w < warp) before[which] += in_tile[which][w];
+      own[which] += in_tile[which][w];
+    }
   }
-}
-
-static __global__ void __launch_bounds__(kWideThreads) sum_tiles(TopKCall call) {
-  __shared__ uint32_t shared[32];
-  if (verdict_after(*call.header) != kSent) return;
-  sum_before_in_place(call.tiles.above, call.tile_count(), shared);
-  sum_before_in_place(call.tiles.equal, call.tile_count(), shared);
-}
-
-// A warp for each tile: the survivors take their places. Ties are kept from the lowest index on.
-static __global__ void __launch_bounds__(kThreads) place_survivors(TopKCall call) {
-  if (verdict_after(*call.header) != kSent) return;
-  const size_t tile = static_cast<size_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (tile >= call.tile_count()) return;
-  const uint32_t kth = call.header->prefix, ties = static_cast<uint32_t>(call.k) - call.header->above;
-  uint32_t above = call.tiles.above[tile], equal = call.tiles.equal[tile];
-  for_each_of_tile(call, tile, call.must_read_all(), [&](uint32_t index, float value, bool there) {
+  uint64_t* links = call.chain + 1;
+  above = before[0] + sum_of_parts_before(links, part, own[0], &sum_before);
+  equal = before[1] + sum_of_parts_before(links + gridDim.x, part, own[1], &sum_before);
+  if (!there_is_a_tile) return;
+  const uint32_t ties = static_cast<uint32_t>(call.k) - call.header->above;
+  for_each_of_tile(call, tile, all, [&](uint32_t index, float value, bool there) {
     const bool is_above = there && key_of(value) > kth, is_equal = there && key_of(value) == kth;
     const uint32_t above_lanes = __ballot_sync(kWholeWarp, is_above);
     const uint32_t equal_lanes = __ballot_sync(kWholeWarp, is_equal);
@@ -308,72 +317,16 @@ static __global__ void __launch_bounds__(kThreads) place_survivors(TopKCall call
   });
 }
 
-inline size_t warps_grid(size_t n) { return (n + kWarps - 1) / kWarps; }
+inline size_t place_chain_words(size_t n) { return chain_words(2 * place_grid(n)); }
 
+// After begin_topk.
 inline void select_topk(const TopKCall& call, Stream stream) {
-  const size_t tiles = call.tile_count();
-  launch(sample_threshold, 1, kWideThreads, stream, call);
-  launch(collect_candidates, tiles, kThreads, stream, call);
-  const size_t grid = tiles < 512 ? tiles : 512;
-  for (unsigned digit = 0; digit < kDigits; ++digit) launch(select_digit, grid, kThreads, stream, call, digit);
-  launch(count_survivors, warps_grid(tiles), kThreads, stream, call);
-  launch(sum_tiles, 1, kWideThreads, stream, call);
-  launch(place_survivors, warps_grid(tiles), kThreads, stream, call);
-}
-
-// --- ChunkTopK: a block of threads for each chunk. ---
-
-struct ChunksCall {
-  Input in;
-  size_t k, chunk;
-  uint32_t* survivor;
-  float* survivor_value;
-  Header* header;
-};
-
-static __global__ void __launch_bounds__(kThreads) select_chunk(ChunksCall call) {
-  __shared__ uint32_t histogram[kBins], shared[34];
-  if (verdict_before(*call.header) != kSent) return;
-  const size_t begin = blockIdx.x * call.chunk, rest = call.in.n - begin;
-  const size_t length = rest < call.chunk ? rest : call.chunk, kept = length < call.k ? length : call.k;
-  float* residual = call.in.residual;
-  uint32_t key = 0;
-  for (size_t i = begin + threadIdx.x; i < begin + length; i += kThreads) {
-    const float a = call.in.get(i);
-    if (residual != nullptr) residual[i] = a;
-    key = larger(key, key_of(a));
+  const size_t n = call.in.n;
+  launch(collect_candidates, tiles_of(n), kThreads, stream, call);
+  for (unsigned digit = 0; digit < kDigits; ++digit) {
+    launch(select_digit, digit_grid(n), kThreads, stream, call, digit);
   }
-  key = warp_largest(key);
-  if (threadIdx.x % kWarp == 0 && !is_finite_key(key)) atomicOr(&call.header->late, 1);
-  __syncthreads();
-  auto value_at = [&](size_t i) {
-    return residual != nullptr ? residual[begin + i] : load_aligned(call.in.x, call.in.dtype, begin + i);
-  };
-  uint32_t above;
-  const uint32_t kth = select_key([&](size_t i) { return key_of(value_at(i)); }, length, static_cast<uint32_t>(kept),
-                                  histogram, shared, &above);
-  // Of one round there are at most 256 of each, so one sum carries the two counts.
-  const uint32_t ties = static_cast<uint32_t>(kept) - above;
-  uint32_t larger_before = 0, equal_before = 0;
-  for (size_t at = 0; at < length; at += kThreads) {
-    const size_t i = at + threadIdx.x;
-    const float value = i < length ? value_at(i) : 0.0f;
-    const bool is_above = i < length && key_of(value) > kth, is_equal = i < length && key_of(value) == kth;
-    uint32_t all;
-    const uint32_t before = block_sum_before((is_above ? 1u : 0u) | (is_equal ? 1u << 16 : 0u), shared, &all);
-    const uint32_t equal = equal_before + (before >> 16);
-    if (is_above || (is_equal && equal < ties)) {
-      const size_t to = blockIdx.x * call.k + larger_before + (before & 0xffffu) + (equal < ties ? equal : ties);
-      call.survivor[to] = static_cast<uint32_t>(begin + i);
-      call.survivor_value[to] = value;
-    }
-    larger_before += all & 0xffffu;
-    equal_before += all >> 16;
-  }
-}
-
-inline void select_chunks(const ChunksCall& call, Stream stream) {
-  launch(select_chunk, (call.in.n + call.chunk - 1) / call.chunk, kThreads, stream, call);
+  launch(place_survivors, place_grid(n), kThreads, stream, call);
 }
 
 }  // namespace tersegrad::cuda

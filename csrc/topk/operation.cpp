@@ -103,11 +103,9 @@ class Suggestion {
   };
 
   Threshold next() {
-    if (last_key_ > kDrift) {
-      uint32_t key = std::min(last_key_, kInfinity) - kDrift;
-      last_key_ = 0;
-      return {key, 1.3 * density_};
-    }
+    const uint32_t warm = threshold_after(last_key_);
+    last_key_ = 0;
+    if (warm != 0) return {warm, 1.3 * density_};
     if (sample_.empty()) take_sample();
     if (sample_.size() == x_.count) {  // nothing is left to luck
       return {std::min(rank_of(sample_.data(), x_.count, k_).key, kInfinity), density_};
@@ -120,10 +118,6 @@ class Suggestion {
   }
 
  private:
-  // From step to step the k-th key of a gradient moves by a few percent; a sixteenth of an octave below it is safe
-  // mostly.
-  static constexpr uint32_t kDrift = 1u << 19;
-
   void take_sample() {
     if (x_.count < kSampleFrom) return sample_run(0, x_.count);
     size_t samples = std::clamp(x_.count / 32, std::min(x_.count / 8, kSampleFrom), kSamples);

@@ -21,8 +21,8 @@ def device_count() -> int:
 def form_of(codec: Any) -> Codec:
     """The native form of a `tersegrad.Codec`; `tersegrad.CodecError` if it has none on the device."""
 
-def workspace_bytes(codec: Codec, n: int, dtype: int) -> int:
-    """Bytes of workspace, aligned to 16, that encode and decode need for `n` entries: arithmetic on the host."""
+def workspace_bytes(codec: Codec, n: int, dtype: int, bodies: int = 1) -> int:
+    """Bytes of workspace, aligned to 16, that encode, decode and add_many need for `n` entries: arithmetic on the host."""
 
 def encode(
     codec: Codec,
@@ -37,6 +37,7 @@ def encode(
     skip: int,
     body: int,
     checked: bool,
+    last_key: int,
     workspace: int,
     workspace_bytes: int,
     stream: int,
@@ -45,7 +46,8 @@ def encode(
 
     Writes into `status` (u32): 0 sent, 1 the u32 at `skip` was not zero, 2 x is not finite, 3 x + residual is not. From 1 on the body
     is that of zeros and the residual untouched; with `checked` x is not looked at beforehand, and with 2 the residual is lost.
-    A u32 at `step_address` counts instead of `step`, as graphs need it.
+    A u32 at `step_address` counts instead of `step`, as graphs need it. The u32 at `last_key` is the k-th key of the last call on similar
+    entries, or anything else: a top-k tries a threshold a little below it first, and leaves its own k-th key there.
     """
 
 def decode(
@@ -65,8 +67,27 @@ def decode(
 ) -> None:
     """``out = scale * decoded``, or added to it. A forged body gives wrong numbers, never a write outside of `out`."""
 
-def is_zero(x: int, x_dtype: int, n: int, flag: int, stream: int) -> None:
-    """Set the u32 `flag` to whether every entry is zero."""
+def add_many(
+    codec: Codec,
+    bodies: list[int],
+    dtype: int,
+    n: int,
+    step: int,
+    step_address: int,
+    start: int,
+    out: int,
+    scale: float,
+    workspace: int,
+    workspace_bytes: int,
+    stream: int,
+) -> None:
+    """``out = start + scale * decoded + scale * decoded + ...`` in float32, in the order of the bodies.
+
+    `start` is the address of a float, or 0 for what `out` holds.
+    """
+
+def not_zero(x: int, x_dtype: int, n: int, flag: int, stream: int) -> None:
+    """Set the u32 `flag` to zero if an entry is not zero; otherwise leave it."""
 
 def not_finite(x: int, x_dtype: int, n: int, flag: int, stream: int) -> None:
     """Set the u32 `flag` to one if an entry is an infinity or NaN; otherwise leave it."""
@@ -76,3 +97,34 @@ def copy_if(flag: int, source: int, target: int, nbytes: int, stream: int) -> No
 
 def zero_if(flag: int, target: int, nbytes: int, stream: int) -> None:
     """Set to zero where the u32 `flag` is not zero."""
+
+def write_head(
+    head: int,
+    step: int,
+    slots: int,
+    status: int,
+    first_piece: int,
+    failed: bool,
+    message: int,
+    stream: int,
+) -> None:
+    """Begin a message between ranks: 16 bytes, then a mark for each slot, as `Backend.write_head`."""
+
+def judge(
+    head: int,
+    step: int,
+    slots: int,
+    messages: int,
+    stride: int,
+    ranks: int,
+    before: int,
+    verdict: int,
+    stream: int,
+) -> None:
+    """Read the heads of all ranks' messages, which lie `stride` bytes apart, as `Backend.judge`."""
+
+def note(verdict: int, slots: int, counts: int, stream: int) -> None:
+    """Add a verdict to the four u32 `counts` of a `Ledger`."""
+
+def close_step(counts: int, counted: bool, stream: int) -> None:
+    """Begin a new step of a `Ledger`."""

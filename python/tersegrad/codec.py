@@ -62,6 +62,8 @@ class Call:
     step: int = 0
     #: The k-th largest magnitude of the last call, as the bits of a float32: a head start for the next top-k. Never changes a result.
     last_key: int = 0
+    #: The same for tensors on a device: an int32 tensor of one entry there, which the host never reads.
+    last_key_there: Any = None
     #: Told by the call: how many bytes of the body were used. Fewer than there were only if the codec has no fixed size.
     body_bytes: int = 0
     #: Told and taken by LowRank: where its next call begins. This one does change results: who compares bytes keeps it.

@@ -14,7 +14,7 @@ from .codec import Call, Codec, encode
 from .codecs import Cast, Quantize
 from .device import as_tensor, of
 from .device.message import DeviceMessage
-from .device.payload import SkipCount
+from .device.payload import SkipCount, last_key_of
 from .device.payload import compress as compress_on_device
 from .errors import InputError, PayloadError, StateError
 from .many import pack
@@ -129,7 +129,13 @@ class ErrorFeedback(Sender):
             tensor = as_tensor(x)
             there = self._residuals.on_device(key, tensor)
             coded = compress_on_device(
-                backend, tensor, self.codec, there, self.nonfinite, call.step
+                backend,
+                tensor,
+                self.codec,
+                there,
+                self.nonfinite,
+                call.step,
+                last_key_of(call, tensor.device),
             )
             call.step = (call.step + 1) & 0xFFFFFFFF
             if self.nonfinite == "skip":
@@ -154,8 +160,10 @@ class ErrorFeedback(Sender):
         on_device = any(of(x) is not None for x in tensors.values())
         for key, tensor in tensors.items():
             if on_device:
-                residuals.append(self._residuals.on_device(key, as_tensor(tensor)))
+                there = as_tensor(tensor)
+                residuals.append(self._residuals.on_device(key, there))
                 calls.append(self._calls.setdefault(key, Call()))
+                last_key_of(calls[-1], there.device)
                 continue
             residual, call = self._residuals.arrays.get(key), self._calls.get(key)
             if call is None or residual is None or type(residual) is not type(tensor):

@@ -87,7 +87,7 @@ def pack(
 ) -> Message:
     """`compress_many` on arguments of equal length, with head starts from the last call on the same tensors."""
     if tensors and (backend := of(tensors[0])) is not None:
-        return pack_on_device(backend, tensors, codecs, residuals, nonfinite, step)
+        return pack_on_device(backend, tensors, codecs, residuals, nonfinite, step, calls)
     distinct = {
         id(codec): codec for codec in codecs
     }  # by identity: hashing a dataclass takes a microsecond

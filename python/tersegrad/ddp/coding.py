@@ -24,7 +24,6 @@ class Task:
     own: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # this rank's message
     failure: str | None = None  # what went wrong on this rank
     factors: Any = None  # of LowRank parameters, see low_rank.py
-    head: torch.Tensor | None = None  # how messages of the step begin, where a device compares them
 
     @property
     def random_step(self) -> int:
@@ -122,7 +121,7 @@ class Coder:
         task: Task,
         slot: Slot,
         piece: Piece,
-        bodies: Sequence[Any],
+        messages: Sequence[Any],
         verdict: Any,
         total: torch.Tensor,
     ) -> None:
@@ -130,12 +129,7 @@ class Coder:
 
         Every rank adds the same bits in rank order: replicas stay identical.
         """
-        engine = task.layout.engine
-        verdict.begin(slot, total)
-        out = engine.entries(total)
-        for message in verdict.sent(slot, bodies):
-            share = 1.0 / task.layout.world_size
-            engine.decode(slot, message[piece.body], task, out, True, share)
+        verdict.add_up(slot, piece, messages, task, total, 1.0 / task.layout.world_size)
 
     def send_on(
         self, task: Task, slot: Slot, piece: Piece, total: torch.Tensor, out: Any, fates: Any

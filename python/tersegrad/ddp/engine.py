@@ -13,7 +13,7 @@ Both have the same methods, and `coding` and `exchange` do not ask which one the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -167,14 +167,22 @@ class HostVerdict:
         """Whether the owner has nothing to send on."""
         return slot in self.lost or all(mark[slot.index] == ABSENT for mark in self._marks)
 
-    def begin(self, slot: Slot, total: torch.Tensor) -> None:
-        """Set `total` to what the sum starts from."""
+    def add_up(
+        self,
+        slot: Slot,
+        piece: Piece,
+        messages: Sequence[Any],
+        task: Task,
+        total: torch.Tensor,
+        share: float,
+    ) -> None:
+        """Leave in `total`, float32, the sum of `share` times every body of a piece that counts, in rank order."""
+        engine = task.layout.engine
         total.zero_()
-
-    def sent(self, slot: Slot, bodies: Sequence[Any]) -> Iterable[Any]:
-        """The bodies that count, in rank order."""
-        pairs = zip(self._marks, bodies, strict=True)
-        return [body for mark, body in pairs if mark[slot.index] == SENT]
+        out = engine.entries(total)
+        for mark, message in zip(self._marks, messages, strict=True):
+            if mark[slot.index] == SENT:
+                engine.decode(slot, message[piece.body], task, out, True, share)
 
     def place_mean(
         self, slot: Slot, owner: int, body: Any, task: Task, out: torch.Tensor, array: Any

@@ -85,7 +85,7 @@ class AllGather:
         """The mean of every parameter that the messages hold."""
         task, engine = self.task, self.task.layout.engine
         messages = self.gathered.view(task.layout.world_size, -1)
-        bodies = [engine.bytes(message) for message in messages]
+        received = [engine.bytes(message) for message in messages]
         for slot, piece in task.layout.sections[0].pieces:
             if verdict.skips(slot):
                 continue
@@ -93,7 +93,7 @@ class AllGather:
             total = mean
             if mean.dtype != torch.float32:
                 total = self._floats(task.layout)[: mean.numel()]
-            self.coder.add_up(task, slot, piece, bodies, verdict, total)
+            self.coder.add_up(task, slot, piece, received, verdict, total)
             if total is not mean:
                 mean.copy_(total)
 
@@ -147,12 +147,12 @@ class TwoStep(AllGather):
         task, layout, engine = self.task, self.task.layout, self.task.layout.engine
         fates = engine.new_marks(layout, "fates", verdict)
         try:
-            bodies, out = [engine.bytes(message) for message in messages], engine.bytes(own)
+            received, out = [engine.bytes(message) for message in messages], engine.bytes(own)
             for slot, piece in layout.sections[layout.rank].pieces:
                 if verdict.skips_mean(slot):
                     continue
                 total = self._floats(layout)[: piece.part.stop - piece.part.start]
-                self.coder.add_up(task, slot, piece, bodies, verdict, total)
+                self.coder.add_up(task, slot, piece, received, verdict, total)
                 self.coder.send_on(task, slot, piece, total, out, fates)
         except Exception as error:
             task.failure = f"{type(error).__name__}: {error}"

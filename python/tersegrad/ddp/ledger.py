@@ -33,19 +33,16 @@ class Ledger:
         """Not zero if the open step met a number that is not finite: int32, one entry."""
         return self._counts[SPOILED : SPOILED + 1]
 
-    def note(self, lost: torch.Tensor, wrong: torch.Tensor) -> None:
-        """A bucket is done: which parameters are lost, and whether a message did not fit."""
-        self._counts[SPOILED : NONFINITE + 1].add_(lost.sum(dtype=torch.int32))
-        self._counts[WRONG].add_(wrong)
+    def note(self, verdict: torch.Tensor) -> None:
+        """A bucket is done: the words of `Backend.judge` say which parameters are lost, and whether a message did not fit."""
+        self._backend.note(verdict, self._counts)
 
     def settle(self, touched: Iterable[Kept], counted: bool) -> None:
         """Close the step: put `touched` back if it is spoiled. `counted` if the host knows that it is."""
         for kept in touched:
             if kept.before is not None:
                 self._backend.copy_if(self.spoiled, kept.before, kept.now)
-        if not counted:
-            self._counts[SKIPPED].add_(self.spoiled[0] != 0)
-        self.spoiled.zero_()
+        self._backend.close_step(self._counts, counted)
         self._seen.copy_(self._counts, non_blocking=True)
         if self._backend.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,12 @@ OLDEST_DRIVER, OLDEST_VERSION = "580", 13000
 _DLPACK_DEVICES = {1: "cpu", 2: "cuda", 13: "cuda"}  # kDLCPU, kDLCUDA, kDLCUDAManaged
 
 
+class _Held(threading.local):
+    """The device and stream on which this thread's calls run without asking torch, if there are any."""
+
+    place: tuple[Any, int] | None = None
+
+
 class Backend:
     """A native module of the device, and memory that its calls borrow.
 
@@ -50,6 +56,7 @@ class Backend:
         self._lock = threading.Lock()
         self._workspaces: dict[tuple[Any, int], torch.Tensor] = {}
         self._sides: dict[Any, Any] = {}
+        self._held = _Held()
 
     # --- What torch decides. ---
 
@@ -59,15 +66,32 @@ class Backend:
 
     def stream(self, device: torch.device) -> int:
         """torch's current stream on `device`, as the native module takes it."""
+        held = self._held.place
+        if held is not None and held[0] == device:
+            return held[1]
         import torch
 
         return int(torch.cuda.current_stream(device).cuda_stream) if self.is_cuda else 0
 
     def guard(self, device: torch.device) -> Any:
         """A context in which `device` is the current one."""
+        held = self._held.place
+        if not self.is_cuda or (held is not None and held[0] == device):
+            return contextlib.nullcontext()
         import torch
 
-        return torch.cuda.device(device) if self.is_cuda else contextlib.nullcontext()
+        return torch.cuda.device(device)
+
+    @contextlib.contextmanager
+    def hold(self, device: torch.device) -> Iterator[None]:
+        """A context in which `device` and its current stream stay as they are, so that calls of this thread need not ask for them."""
+        before = self._held.place
+        with self.guard(device):
+            self._held.place = (device, self.stream(device))
+            try:
+                yield
+            finally:
+                self._held.place = before
 
     def side(self, device: torch.device, after_current: bool = True) -> Any:
         """A context whose work runs beside that of the current stream: after what is enqueued there now, or as soon as it can."""
@@ -144,12 +168,15 @@ class Backend:
         step: int | torch.Tensor = 0,
         checked: bool = False,
         skip: torch.Tensor | None = None,
+        last_key: torch.Tensor | None = None,
     ) -> None:
         """Write a body, and into `status` (int32) how that went.
 
         `checked` says that x is finite or the residual may be lost; `skip` (int32), where it is not zero, that nothing is to be sent.
+        `last_key` (int32) is what `Call.last_key` is on the host: a head start, and never more.
         """
-        with self._calling(codec, x, dtype) as (form, *work):
+        with self.guard(x.device), self._lock:
+            form, *work = self._work(codec, x, dtype)
             self.native.encode(
                 form,
                 x.data_ptr(),
@@ -162,6 +189,7 @@ class Backend:
                 _address(skip),
                 body.data_ptr(),
                 checked,
+                _address(last_key),
                 *work,
             )
 
@@ -176,7 +204,8 @@ class Backend:
         scale: float,
     ) -> None:
         """``out = scale * decoded``, or added to it."""
-        with self._calling(codec, out, dtype) as (form, *work):
+        with self.guard(out.device), self._lock:
+            form, *work = self._work(codec, out, dtype)
             self.native.decode(
                 form,
                 body.data_ptr(),
@@ -190,21 +219,49 @@ class Backend:
                 *work,
             )
 
-    @contextlib.contextmanager
-    def _calling(self, codec: Codec, entries: torch.Tensor, dtype: str) -> Iterator[list[Any]]:
+    def add_many(
+        self,
+        codec: Codec,
+        messages: Sequence[torch.Tensor],
+        offset: int,
+        dtype: str,
+        step: int,
+        out: torch.Tensor,
+        scale: float,
+        start: torch.Tensor | None = None,
+    ) -> None:
+        """Add `scale` times what a body in each message decodes to, in their order, to `start` (the bits of a float) or what `out` holds.
+
+        The bodies begin `offset` bytes after the messages; `out` is of float32. Up to sixteen take as many launches as one.
+        """
+        with self.guard(out.device), self._lock:
+            form, *work = self._work(codec, out, dtype, len(messages))
+            self.native.add_many(
+                form,
+                [message.data_ptr() + offset for message in messages],
+                DTYPE_CODES[dtype],
+                out.numel(),
+                *_step(step),
+                _address(start),
+                out.data_ptr(),
+                scale,
+                *work,
+            )
+
+    def _work(self, codec: Codec, entries: torch.Tensor, dtype: str, bodies: int = 1) -> list[Any]:
         """The form of a codec; a workspace, its size, and the stream."""
         form, device = self.form(codec), entries.device
-        with self.guard(device), self._lock:
-            stream = self.stream(device)
-            needed = self.native.workspace_bytes(form, entries.numel(), DTYPE_CODES[dtype])
-            work = self.workspace(needed, device, stream)
-            yield [form, work.data_ptr(), work.numel(), stream]
+        stream = self.stream(device)
+        n, code = entries.numel(), DTYPE_CODES[dtype]
+        needed = self.native.workspace_bytes(form, n, code, bodies)
+        work = self.workspace(needed, device, stream)
+        return [form, work.data_ptr(), work.numel(), stream]
 
-    def is_zero(self, x: torch.Tensor, flag: torch.Tensor) -> None:
-        """Set `flag` (int32) to whether every entry is zero."""
+    def not_zero(self, x: torch.Tensor, flag: torch.Tensor) -> None:
+        """Set `flag` (int32) to zero if an entry is not zero; otherwise leave it."""
         with self.guard(x.device):
             code = DTYPE_CODES[dtype_of(x)]
-            self.native.is_zero(
+            self.native.not_zero(
                 x.data_ptr(), code, x.numel(), flag.data_ptr(), self.stream(x.device)
             )
 
@@ -233,6 +290,75 @@ class Backend:
             self.native.zero_if(
                 flag.data_ptr(), target.data_ptr(), target.nbytes, self.stream(target.device)
             )
+
+    # --- Heads of messages between ranks; `head` is how all of them begin, but for the step. ---
+
+    def write_head(
+        self,
+        head: torch.Tensor,
+        step: int,
+        slots: int,
+        statuses: torch.Tensor,
+        first_piece: torch.Tensor | None,
+        failed: bool,
+        message: torch.Tensor,
+    ) -> None:
+        """Begin a message: its head and a mark for each slot, the worst status of its pieces.
+
+        `first_piece` (int32) has the number of each slot's first piece and then of all pieces; None where slots are in one piece.
+        """
+        with self.guard(message.device):
+            self.native.write_head(
+                head.data_ptr(),
+                step,
+                slots,
+                statuses.data_ptr(),
+                _address(first_piece),
+                failed,
+                message.data_ptr(),
+                self.stream(message.device),
+            )
+
+    def judge(
+        self,
+        head: torch.Tensor,
+        step: int,
+        messages: torch.Tensor,
+        before: torch.Tensor | None,
+        verdict: torch.Tensor,
+    ) -> None:
+        """Compare the heads of all ranks, one row of `messages` each, and read their marks.
+
+        `verdict` (int32): whether a head is wrong, then of every slot whether it is lost, whether no rank sent it, and the bits of the
+        float with which its sum begins. What was lost in the verdict `before` stays so.
+        """
+        with self.guard(messages.device):
+            self.native.judge(
+                head.data_ptr(),
+                step,
+                verdict.numel() // 3,
+                messages.data_ptr(),
+                messages.stride(0),
+                messages.shape[0],
+                _address(before),
+                verdict.data_ptr(),
+                self.stream(messages.device),
+            )
+
+    def note(self, verdict: torch.Tensor, counts: torch.Tensor) -> None:
+        """Add a verdict to the counts of a `Ledger`."""
+        with self.guard(counts.device):
+            self.native.note(
+                verdict.data_ptr(),
+                verdict.numel() // 3,
+                counts.data_ptr(),
+                self.stream(counts.device),
+            )
+
+    def close_step(self, counts: torch.Tensor, counted: bool) -> None:
+        """Begin a new step of a `Ledger`; `counted` if the host has counted already whether it was undone."""
+        with self.guard(counts.device):
+            self.native.close_step(counts.data_ptr(), counted, self.stream(counts.device))
 
 
 def _address(tensor: torch.Tensor | None) -> int:

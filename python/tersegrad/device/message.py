@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..buffers import Bytes, Kind
-from ..codec import Codec, check_codec
+from ..codec import Call, Codec, check_codec
 from ..errors import InputError
 from ..message import Message, refuse_not_finite
 from .backend import (
@@ -112,6 +112,7 @@ def pack(
     residuals: Sequence[Any],
     nonfinite: str,
     step: int,
+    calls: Sequence[Call],
 ) -> DeviceMessage:
     """`compress_many` of tensors on one device: one encode after the other, on one stream."""
     xs = [as_tensor(x) for x in tensors]
@@ -137,7 +138,9 @@ def pack(
         for position, source in enumerate(sources):
             backend.not_finite(source, bad[position : position + 1])
         skip = bad.amax(0, keepdim=True)
-    for position, (source, codec, residual) in enumerate(zip(sources, codecs, kept, strict=True)):
+    for position, (source, codec, residual, call) in enumerate(
+        zip(sources, codecs, kept, calls, strict=True)
+    ):
         status = statuses[position : position + 1]
         body = message.body_at(position)
         backend.encode(
@@ -150,6 +153,7 @@ def pack(
             step=step,
             checked=nonfinite == "reset",
             skip=skip,
+            last_key=call.last_key_there,
         )
         if nonfinite == "reset" and residual is not None:
             backend.zero_if(status, residual)

@@ -21,7 +21,15 @@ from ..buffers import (
     check_writable,
     is_tensor,
 )
-from ..codec import NOT_FINITE_MESSAGES, SUM_MESSAGE, Codec, check_codec, check_count, check_step
+from ..codec import (
+    NOT_FINITE_MESSAGES,
+    SUM_MESSAGE,
+    Call,
+    Codec,
+    check_codec,
+    check_count,
+    check_step,
+)
 from ..errors import InputError, NonFiniteError, StateError
 from ..payload import HEADER_BYTES, Payload
 from .backend import (
@@ -155,8 +163,9 @@ def compress(
     residual: Any,
     nonfinite: str,
     step: Any,
+    last_key: torch.Tensor | None = None,
 ) -> DevicePayload:
-    """`tersegrad.compress` of a tensor on the device, which finds its thresholds anew at every call."""
+    """`tersegrad.compress` of a tensor on the device, with a head start from the last call on the same stream of them if there is one."""
     source = flat(x, "input")
     kept = None if residual is None else flat_residual(residual, x)
     step = _check_step(step, source)
@@ -178,6 +187,7 @@ def compress(
         kept,
         step=payload._own_step,
         checked=nonfinite == "reset",
+        last_key=last_key,
     )
     if nonfinite == "reset" and kept is not None:
         backend.zero_if(payload._trailer, kept)
@@ -284,6 +294,15 @@ def _check_step(step: Any, x: torch.Tensor) -> int | torch.Tensor:
             f"step must be an integer from 0, or one on {x.device} (int32 or int64), not {step!r}"
         )
     return step
+
+
+def last_key_of(call: Call, device: torch.device) -> torch.Tensor:
+    """Where a device keeps what `Call.last_key` is on the host."""
+    import torch
+
+    if call.last_key_there is None or call.last_key_there.device != device:
+        call.last_key_there = torch.zeros(1, dtype=torch.int32, device=device)
+    return call.last_key_there  # type: ignore[no-any-return]
 
 
 class SkipCount:
