@@ -203,6 +203,11 @@ void decode(const Codec& codec, const uint8_t* body, DType dtype, StepSource ste
          static_cast<const uint32_t*>(w.survivor), kept, target);
 }
 
+void add_integers(const uint8_t* const* bodies, size_t count, int bits, size_t bytes, uint8_t* total, int64_t* partial,
+                  uint32_t* beyond, void* stream) {
+  launch_add_integers(bodies, count, bits, bytes, total, partial, beyond, stream);
+}
+
 void is_zero(const Entries& x, uint32_t* flag, void* stream) {
   launch(set_word, 1, 1, stream, flag, 1u);
   if (x.count > 0) {

@@ -65,6 +65,21 @@ def decode(
 ) -> None:
     """``out = scale * decoded``, or added to it. A forged body gives wrong numbers, never a write outside of `out`."""
 
+def add_integers(
+    bodies: list[int],
+    bits: int,
+    nbytes: int,
+    total: int,
+    partial: int,
+    beyond: int,
+    stream: int,
+) -> None:
+    """Add bodies of Integers, each of `nbytes` bytes, code by code.
+
+    The u32 `beyond`, if it is not 0, is set to one if a sum leaves its bits. With more than 16 bodies `partial` is room for an int64 per
+    code, counted up to a whole word of codes.
+    """
+
 def is_zero(x: int, x_dtype: int, n: int, flag: int, stream: int) -> None:
     """Set the u32 `flag` to whether every entry is zero."""
 
