@@ -19,12 +19,17 @@ FUSED = {
     "quantize 4 bit stochastic": tg.Quantize(bits=4, rounding="stochastic"),
     "quantize 8 bit": tg.Quantize(bits=8),
     "sign": tg.Sign(),
+    "magnitudes 4 bit": tg.Magnitudes(bits=4),
+    "float8": tg.Float8(),
+    "topk 1 %, values=4": tg.TopK(density=0.01, values=4),
     "chunk topk 64 of 4096": tg.ChunkTopK(),
     "random k 1 %": tg.RandomK(density=0.01),
 }
 DECODED = {
     "dequantize 4 bit, add": tg.Quantize(bits=4),
     "dequantize 8 bit, add": tg.Quantize(bits=8),
+    "decode magnitudes 4 bit, add": tg.Magnitudes(bits=4),
+    "decode float8, add": tg.Float8(),
     "scatter-add topk 1 %": tg.TopK(density=0.01),
     "scatter-add topk 10 %": tg.TopK(density=0.1),
 }

@@ -39,7 +39,7 @@ def test_every_row_of_ours_runs_and_every_bar_is_judged(bench: Any, tmp_path: Pa
     assert all(name.startswith(("cub::", "bitsandbytes")) for name in missing)
     assert len(rows) == len({row["row"] for row in rows})
     unknown = [bar["bar"] for bar in bars if bar["met"] == "-"]
-    assert len(bars) == 26
+    assert len(bars) == 30
     assert all("cub::" in name for name in unknown)
     bench.save(tmp_path / "cuda", bench.about(setting), rows, bars)
     assert json.loads((tmp_path / "cuda.json").read_text())["bars"] == bars

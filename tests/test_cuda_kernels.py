@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference as ref
 from arrays import DTYPES, as_torch, assert_same_bits, gradient, mixture, stored_of
-from contract import name_of
+from contract import Grid, name_of
 from devices import CODECS
 from emulation import EMULATED
 
@@ -346,6 +346,23 @@ def test_blocks_of_any_size(block_size: int) -> None:
         assert_equal_to_the_host(tg.Sign(block_size=block_size), x, residual)
 
 
+@pytest.mark.parametrize("block_size", [64, 256, 320, 2048, 2112])
+def test_values_of_any_family_at_the_edges_of_blocks(block_size: int) -> None:
+    """And of teams of warps, and of runs of entries that share noise."""
+    for n in (1, block_size - 1, block_size, block_size + 1, 3 * block_size + 65):
+        x, residual = mixture(n), gradient(n, seed=2)
+        for codec in (
+            *(tg.Magnitudes(bits=bits, block_size=block_size) for bits in (2, 5, 8)),
+            *(tg.Quantize(bits=bits, block_size=block_size, scale="l2") for bits in (8, 2)),
+            tg.Natural(block_size=block_size, seed=1),
+            tg.Float8(block_size=block_size, rounding="stochastic"),
+            tg.NF4(block_size=block_size),
+            tg.Ternary(block_size=block_size, threshold=0.7),
+            tg.Integers(bits=16, scale=2.0**-9, rounding="stochastic"),
+        ):
+            assert_equal_to_the_host(codec, x, residual, step=3)
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=name_of)
 def test_slices_of_a_bucket_need_no_alignment_but_their_entries(codec: tg.Codec) -> None:
     for dtype in DTYPES:
@@ -439,10 +456,19 @@ def test_a_forged_body_writes_nowhere_else(indices: str) -> None:
 # --- What the emulation itself is worth. ---
 
 
-@pytest.mark.parametrize("block_size", [256, 4096])
-def test_a_missing_barrier_is_found(block_size: int) -> None:
+@pytest.mark.parametrize(
+    "codec",
+    [
+        tg.Quantize(4, block_size=256),
+        tg.Quantize(4, block_size=4096),
+        tg.Magnitudes(),
+        tg.Ternary(),
+    ],
+    ids=name_of,
+)
+def test_a_missing_barrier_is_found(codec: tg.Codec) -> None:
     """Of a warp that packs codes, and of a block of threads that looks for the largest magnitude."""
-    codec, x = tg.Quantize(4, block_size=block_size), gradient(20_000)
+    x = gradient(20_000)
     expected, _ = on_the_host(codec, x)
     changed = False
     for order in ORDERS:
@@ -557,11 +583,10 @@ def test_a_workspace_that_is_too_small_is_refused() -> None:
 
 def test_what_has_no_form_on_the_device_says_so() -> None:
     for codec in (
-        tg.Ternary(),
         tg.TopK(k=3, indices="rice"),
-        tg.TopK(k=3, values=tg.Ternary()),
-        tg.TopK(k=3, values=4),
-        tg.Quantize(scale="l2"),
+        tg.TopK(k=3, indices="runs"),
+        tg.TopK(k=3, values=Grid()),
+        Grid(),
     ):
         with pytest.raises(tg.CodecError, match=r"no form on the device.*cpu"):
             EMULATED.form_of(codec)

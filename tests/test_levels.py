@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference as ref
-from arrays import VARIANTS, assert_same_bits, gradient, kernels
+from arrays import VARIANTS, as_torch, assert_same_bits, gradient, kernels
+from devices import on
 
 import tersegrad as tg
 
@@ -34,6 +35,9 @@ def test_every_width_and_grid_is_that_of_the_oracle(bits: int, grid: str) -> Non
             with kernels(variant):
                 assert bytes(tg.compress(x, codec)) == expected, (name, variant)
                 assert_same_bits(tg.decompress(expected, kind="numpy"), decoded, name)
+        with on("emulated") as place:
+            assert bytes(tg.compress(as_torch(x), codec)) == expected, name
+            assert_same_bits(tg.decompress(expected, kind=place), decoded, name)
 
 
 def test_zeros_among_the_values_stay_zeros() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference as ref
-from arrays import VARIANTS, assert_same_bits, gradient, kernels
+from arrays import VARIANTS, as_torch, assert_same_bits, gradient, kernels
+from devices import on
 from reference_smallfloat import NF4_LEVELS, decode_small
 
 import tersegrad as tg
@@ -38,6 +39,9 @@ def test_edges_are_those_of_the_oracle(codec: tg.Codec) -> None:
             with kernels(variant):
                 assert bytes(tg.compress(x, codec, step=5)) == expected, (name, variant)
                 assert_same_bits(tg.decompress(expected, kind="numpy"), decoded, name)
+        with on("emulated") as place:
+            assert bytes(tg.compress(as_torch(x), codec, step=5)) == expected, name
+            assert_same_bits(tg.decompress(expected, kind=place), decoded, name)
 
 
 @pytest.mark.parametrize(("name", "largest"), [("e4m3", 0x7E), ("e5m2", 0x7B)])

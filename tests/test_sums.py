@@ -13,8 +13,11 @@ import reference as ref
 import torch
 from arrays import DTYPES, VARIANTS, as_torch, assert_same_bits, gradient, kernels, stored_of
 from contract import CODECS, name_of
+from devices import DEVICES, on
 
 import tersegrad as tg
+from tersegrad.device.message import DeviceMessage
+from tersegrad.device.payload import DevicePayload
 
 SIXTEEN = range(16)
 GRIDS = [
@@ -228,6 +231,78 @@ def test_masks_that_cancel_hide_each_payload_and_leave_the_sum() -> None:
     assert bytes(tg.add(hidden, wrap=True)) == bytes(tg.add(payloads))
 
 
+# --- On a device, where nothing waits. ---
+
+
+def whatever_adds(addends: int) -> list[tg.Codec]:
+    return [
+        tg.Integers(bits=8, scale=0.25, addends=addends),
+        tg.Integers(bits=16, clip=5.0, addends=addends, rounding="stochastic"),
+        tg.Integers(bits=32, scale=2.0**-20, addends=addends),
+        tg.Identity(),
+        tg.Cast("bfloat16"),
+        tg.RandomK(density=0.2, seed=3),
+        tg.RandomK(density=0.2, values=tg.Integers(bits=16, scale=0.25, addends=addends)),
+    ]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_sums_on_a_device_are_those_of_the_host_and_stay_there(device: str) -> None:
+    for n, dtype, count in ((1003, "float32", 3), (5, "float16", 33), (300, "bfloat16", 16)):
+        xs = [ref.store(gradient(n, seed=s), dtype) for s in range(count)]
+        codecs = whatever_adds(count)
+        for codec in codecs:
+            expected = bytes(tg.add([tg.compress(as_torch(x), codec, step=2) for x in xs]))
+            with on(device):
+                total = tg.add([tg.compress(as_torch(x), codec, step=2) for x in xs])
+                assert isinstance(total, DevicePayload)
+                assert bytes(total) == expected
+                assert_same_bits(tg.decompress(total), tg.decompress(expected))
+        many = [tg.compress_many([as_torch(x)] * len(codecs), codecs, step=2) for x in xs]
+        expected = bytes(tg.add(many))
+        with on(device):
+            many = [tg.compress_many([as_torch(x)] * len(codecs), codecs, step=2) for x in xs]
+            assert isinstance(tg.add(many), DeviceMessage)
+            assert bytes(tg.add(many)) == expected
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_payloads_on_a_device_and_on_the_host_add_on_the_host(device: str) -> None:
+    x, codec = gradient(100), tg.Integers(bits=16, clip=8.0, addends=2)
+    one = tg.compress(x, codec)
+    with on(device):
+        total = tg.add([tg.compress(as_torch(x), codec), one])
+    assert type(total) is tg.Payload
+    assert bytes(total) == bytes(tg.add([one, one]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_wrong_with_a_sum_on_a_device_is_told_when_it_is_looked_at(device: str) -> None:
+    codec = tg.Integers(bits=8, scale=1.0)
+    good, large = gradient(50), np.full(50, -100, np.float32)
+    bad = np.full(50, np.nan, np.float32)
+    with on(device):
+        kept, beyond, broken = (tg.compress(as_torch(x), codec) for x in (good, large, bad))
+        skipped = tg.compress(as_torch(bad), codec, nonfinite="skip")
+        for sources, error, match in (
+            ([beyond, beyond], tg.InputError, "beyond their bits"),
+            ([kept, broken], tg.NonFiniteError, "infinity"),
+        ):
+            total = tg.add(sources)
+            assert not tg.decompress(total).any()
+            with pytest.raises(error, match=match):
+                total.check()
+            with pytest.raises(error, match=match):  # and a sum of it is no better
+                bytes(tg.add([total, kept]))
+        assert bytes(tg.add([kept, skipped])) == bytes(kept)
+        assert codes_of(tg.add([beyond, beyond], wrap=True).on_host(), 8).tolist() == [56] * 50
+        message = tg.compress_many([as_torch(good), as_torch(large)], codec)
+        with pytest.raises(tg.InputError, match="tensor 1 is a sum"):
+            bytes(tg.add([message, message]))
+        with pytest.raises(tg.CodecError, match="scale"):
+            tg.add([kept, tg.compress(as_torch(good), tg.Integers(bits=8, scale=2.0))])
+
+
 # --- Integers. ---
 
 
@@ -302,3 +377,8 @@ def test_extreme_entries_give_the_bytes_of_the_oracle_in_every_variant() -> None
                 with kernels(variant):
                     assert bytes(tg.compress(x, codec, residual=residual, step=7)) == expected
                 assert_same_bits(residual, lost)
+            with on("emulated"):
+                kept = as_torch(np.zeros_like(x))
+                payload = tg.compress(as_torch(x), codec, residual=kept, step=7)
+                assert bytes(payload) == expected
+            assert_same_bits(kept, lost)

@@ -107,6 +107,17 @@ void add_many(const Codec& codec, const std::vector<Address>& bodies, int dtype,
   raise_if_launch_failed();
 }
 
+void add_integers(const std::vector<Address>& bodies, int bits, size_t nbytes, Address total, Address partial,
+                  Address beyond, Address stream) {
+  require(!bodies.empty(), "there are no bodies to add");
+  require(bits == 8 || bits == 16 || bits == 32, "bits must be 8, 16 or 32");
+  std::vector<const uint8_t*> at_bodies;
+  for (Address body : bodies) at_bodies.push_back(at<const uint8_t>(body));
+  cuda::add_integers(at_bodies.data(), at_bodies.size(), bits, nbytes, at<uint8_t>(total), at<int64_t>(partial),
+                     at<uint32_t>(beyond), at<void>(stream));
+  raise_if_launch_failed();
+}
+
 }  // namespace
 
 #ifdef TERSEGRAD_CUDA_EMULATED
@@ -163,6 +174,8 @@ PYBIND11_MODULE(_cuda, m) {
         "accumulate"_a, "scale"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a);
   m.def("add_many", &add_many, "codec"_a, "bodies"_a, "dtype"_a, "n"_a, "step"_a, "step_address"_a, "start"_a, "out"_a,
         "scale"_a, "workspace"_a, "workspace_bytes"_a, "stream"_a);
+  m.def("add_integers", &add_integers, "bodies"_a, "bits"_a, "nbytes"_a, "total"_a, "partial"_a, "beyond"_a,
+        "stream"_a);
   m.def(
       "not_zero",
       [](Address x, int x_dtype, size_t n, Address flag, Address stream) {

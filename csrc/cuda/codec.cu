@@ -10,35 +10,80 @@
 namespace tersegrad::cuda {
 namespace {
 
+// Decoding: what the codes of a body mean.
 Values values_of(const ValueCodec& codec, DType dtype, size_t n, const uint8_t* body) {
   using Kind = ValueCodec::Kind;
-  if (codec.kind == Kind::quantize) {
-    return {ValueKind::quantize,
-            dtype,
-            dtype,
-            static_cast<uint8_t>(codec.quantized.bits),
-            static_cast<uint32_t>(codec.quantized.block_size),
-            body,
-            body + codec.quantized.scale_bytes(n)};
+  auto blocks = [&](ValueKind kind, int bits, size_t block_size, size_t word_bytes) {
+    return Values{
+        kind, dtype, dtype, static_cast<uint8_t>(bits), static_cast<uint32_t>(block_size), body, body + word_bytes,
+        {},   0};
+  };
+  switch (codec.kind) {
+    case Kind::quantize:
+      return blocks(ValueKind::quantize, codec.quantized.bits, codec.quantized.block_size,
+                    codec.quantized.scale_bytes(n));
+    case Kind::sign:
+      return blocks(ValueKind::sign, 1, codec.signs.block_size, codec.signs.scale_bytes(n));
+    case Kind::ternary:
+      return blocks(ValueKind::ternary, 0, codec.digits.block_size, codec.digits.scale_bytes(n));
+    case Kind::levels:
+      return blocks(ValueKind::levels, codec.level.bits, codec.level.block_size, codec.level.bounds_bytes(n));
+    case Kind::smallfloat: {
+      const bool normal = codec.small.format == SmallFloat::nf4;
+      Values values = blocks(normal ? ValueKind::nf4 : ValueKind::small, small_bits(codec.small.format),
+                             codec.small.block_size, codec.small.scale_bytes(n));
+      values.format = kSmallFormats[small_slot(codec.small.format)];
+      return values;
+    }
+    case Kind::integers: {
+      Values values = blocks(ValueKind::integers, codec.integer.bits, kStride, 0);
+      values.unit = codec.integer.grid.scale;
+      return values;
+    }
+    default: {
+      Values values = blocks(ValueKind::cast, 0, kStride, 0);
+      if (codec.kind == Kind::cast) values.wire = codec.wire;
+      return values;
+    }
   }
-  if (codec.kind == Kind::sign) {
-    auto block_size = static_cast<uint32_t>(codec.signs.block_size);
-    return {ValueKind::sign, dtype, dtype, 1, block_size, body, body + codec.signs.scale_bytes(n)};
+}
+
+// What a dense codec makes of zeros.
+ZeroBody zeros_of(const ValueCodec& codec, size_t n) {
+  if (codec.kind == ValueCodec::Kind::levels) {
+    return {codec.level.bounds_bytes(n), pack_bounds(0, 0, tried_spacings(codec.level.choice, 0).spacing[0]), 0, 0};
   }
-  return {ValueKind::cast, dtype, codec.kind == Kind::cast ? codec.wire : dtype, 0, 64, body, nullptr};
+  if (codec.kind == ValueCodec::Kind::smallfloat && codec.small.format == SmallFloat::nf4) {
+    const uint32_t zero = normal_code(0.0f, 0.0f);
+    const auto both = static_cast<uint8_t>(zero | zero << 4), one = static_cast<uint8_t>(zero);
+    return {codec.small.scale_bytes(n), 0, both, n % 2 != 0 ? one : both};
+  }
+  return {};
 }
 
 void encode_values(const ValueCodec& codec, const Input& in, DType dtype, const Step& step, uint8_t* body,
                    Header* header, Stream stream) {
+  using Kind = ValueCodec::Kind;
   const Values values = values_of(codec, dtype, in.n, body);
   auto* codes = const_cast<uint8_t*>(values.codes);
-  if (values.kind == ValueKind::quantize) {
-    launch_quantize({in, dtype, codec.quantized.block_size, codec.stochastic, codec.seed, step, body, codes, header},
-                    codec.quantized.bits, stream);
-  } else if (values.kind == ValueKind::sign) {
-    launch_sign({in, dtype, codec.signs.block_size, body, codes, header}, stream);
-  } else {
-    launch(encode_cast, dense_grid(in.n), kThreads, stream, in, dtype, values.wire, body, header);
+  const RoundingNoise noise{codec.stochastic, codec.seed, step};
+  switch (codec.kind) {
+    case Kind::quantize:
+      return launch_quantize({in, dtype, codec.quantized.block_size, noise, body, codes, header}, codec.quantized.bits,
+                             codec.quantized.by_norm, stream);
+    case Kind::sign:
+      return launch_sign({in, dtype, codec.signs.block_size, body, codes, header}, stream);
+    case Kind::ternary:
+      return launch_ternary({in, dtype, codec.digits.block_size, codec.threshold, body, codes, header}, stream);
+    case Kind::levels:
+      return launch_levels(
+          {in, dtype, codec.level.bits, codec.level.block_size, codec.level.choice, body, codes, header}, stream);
+    case Kind::smallfloat:
+      return launch_small({in, dtype, codec.small.block_size, noise, body, codes, header}, codec.small.format, stream);
+    case Kind::integers:
+      return launch_integers({in, dtype, codec.integer.grid, noise, codes, header}, codec.integer.bits, stream);
+    default:
+      launch(encode_cast, dense_grid(in.n), kThreads, stream, in, dtype, values.wire, body, header);
   }
 }
 
@@ -137,10 +182,7 @@ void decode_bodies(const Codec& codec, const uint8_t* const* bodies, size_t coun
 const char* unsupported(const Codec& codec) {
   using Kind = ValueCodec::Kind;
   if (!codec.is_fixed_size()) return "indices='rice'";
-  const Kind kind = codec.values.kind;
-  if (kind == Kind::quantize && codec.values.quantized.by_norm) return "scale='l2'";
-  const bool known = kind == Kind::identity || kind == Kind::cast || kind == Kind::quantize || kind == Kind::sign;
-  return known ? nullptr : "how its values are coded";
+  return codec.values.kind == Kind::rotated ? "how its values are coded" : nullptr;
 }
 
 size_t workspace_bytes(const Codec& codec, size_t n, DType, size_t bodies) {
@@ -159,7 +201,7 @@ void encode(const Codec& codec, const Encoding& call, const Work& work) {
     if (n > 0) encode_values(codec.values, in, call.dtype, step, call.body, w.header, stream);
     const size_t bytes = codec.body_bytes(n, call.dtype);
     launch(finish_dense, grid_of(bytes / kCell + 1), kThreads, stream, static_cast<const Header*>(w.header), call.body,
-           bytes, call.status);
+           bytes, zeros_of(codec.values, n), call.status);
     return;
   }
   select(codec, call, in, step, kept, w, stream);
@@ -190,6 +232,11 @@ void add_many(const Codec& codec, const uint8_t* const* bodies, size_t count, DT
     decode_bodies(codec, bodies + done, std::min(count - done, kBodies), dtype, step, done == 0 ? start : nullptr, out,
                   work);
   }
+}
+
+void add_integers(const uint8_t* const* bodies, size_t count, int bits, size_t bytes, uint8_t* total, int64_t* partial,
+                  uint32_t* beyond, void* stream) {
+  launch_add_integers(bodies, count, bits, bytes, total, partial, beyond, stream);
 }
 
 void not_zero(const Entries& x, uint32_t* flag, void* stream) {

@@ -41,6 +41,11 @@ void decode(const Codec& codec, const uint8_t* body, DType dtype, StepSource ste
 void add_many(const Codec& codec, const uint8_t* const* bodies, size_t count, DType dtype, StepSource step,
               const float* start, const Output& out, const Work& work);
 
+// The sum of `count` bodies of Integers, each of `bytes` bytes, code by code. `beyond` is set where it leaves the bits;
+// null lets it wrap. More than 16 bodies need `partial`: an int64 for each code, counted up to a whole word of codes.
+void add_integers(const uint8_t* const* bodies, size_t count, int bits, size_t bytes, uint8_t* total, int64_t* partial,
+                  uint32_t* beyond, void* stream);
+
 void not_zero(const Entries& x, uint32_t* flag, void* stream);    // clears it, or leaves it
 void not_finite(const Entries& x, uint32_t* flag, void* stream);  // sets it, or leaves it
 void copy_if(const uint32_t* flag, const uint8_t* source, uint8_t* target, size_t bytes, void* stream);

@@ -4,12 +4,17 @@
 
 #include "../cast/cuda.cuh"
 #include "../index/cuda.cuh"
+#include "../integers/cuda.cuh"
+#include "../levels/cuda.cuh"
+#include "../levels/pack.h"
 #include "../quantize/cuda.cuh"
 #include "../sign/cuda.cuh"
+#include "../smallfloat/cuda.cuh"
+#include "../ternary/cuda.cuh"
 
 namespace tersegrad::cuda {
 
-enum class ValueKind : uint8_t { cast, quantize, sign };
+enum class ValueKind : uint8_t { cast, quantize, sign, ternary, levels, small, nf4, integers };
 
 struct Values {
   ValueKind kind;
@@ -17,26 +22,73 @@ struct Values {
   DType wire;   // cast
   uint8_t bits;
   uint32_t block_size;
-  const uint8_t* scales;  // or the values of cast
-  const uint8_t* codes;
+  const uint8_t* words;  // four bytes for each block: its scale or bounds
+  const uint8_t* codes;  // or the values of cast
+  SmallFormat format;    // small
+  float unit;            // integers
 };
 
-__device__ inline float scale_at(const Values& values, size_t i) {
-  const size_t block = i / values.block_size;
-  return is_aligned(values.scales, 4) ? reinterpret_cast<const float*>(values.scales)[block]
-                                      : get_scale(values.scales, block);
+// A payload holds fewer than 2^32 entries, and a division of 64 bits costs several of 32.
+__device__ inline uint32_t block_of(const Values& values, size_t i) {
+  return static_cast<uint32_t>(i) / values.block_size;
+}
+
+__device__ inline uint32_t word_of(const Values& values, size_t block) {
+  if (is_aligned(values.words, 4)) return reinterpret_cast<const uint32_t*>(values.words)[block];
+  return bits_of(get_scale(values.words, block));
+}
+
+// Entries from i on, of one block, as many as `value` takes; those from n on are zero.
+template <unsigned count>
+__device__ inline void decode_run(const Values& values, size_t i, size_t n, float (&value)[count]) {
+  const uint8_t* codes = values.codes;
+  const int bits = values.bits;
+  auto each = [&](auto decode) {
+    TERSEGRAD_UNROLL
+    for (unsigned j = 0; j < count; ++j) value[j] = i + j < n ? decode(i + j) : 0.0f;
+  };
+  if (values.kind == ValueKind::cast) {
+    each([&](size_t at) { return load_anywhere(codes, values.wire, at); });
+    if (values.dtype == values.wire) return;
+  } else if (values.kind == ValueKind::integers) {
+    each([&](size_t at) { return integer_entry(load_integer(codes, bits, at), values.unit); });
+  } else if (values.kind == ValueKind::levels) {
+    const LevelGrid grid = level_grid(word_of(values, block_of(values, i)), bits);
+    each([&](size_t at) { return level_entry(packed_code(codes, bits, at), grid); });
+  } else {
+    const size_t block = block_of(values, i);
+    const float scale = float_of(word_of(values, block));
+    switch (values.kind) {
+      case ValueKind::sign: {
+        const float entry = round_to(values.dtype, scale);
+        return each([&](size_t at) { return sign_entry(codes[at / 8] >> (at % 8) & 1u, entry); });
+      }
+      case ValueKind::ternary: {
+        const float entry = round_to(values.dtype, scale);
+        const uint8_t* digits = codes + block * digit_bytes(values.block_size);
+        return each([&](size_t at) {
+          const size_t within = at - block * values.block_size;
+          return ternary_entry(digit_of(digits[within / kDigitsPerByte], within % kDigitsPerByte), entry);
+        });
+      }
+      case ValueKind::quantize:
+        each([&](size_t at) { return dequantize_entry(get_code(codes, bits, at), scale); });
+        break;
+      case ValueKind::small:
+        each([&](size_t at) { return small_entry(codes[at], scale, values.format); });
+        break;
+      default:
+        each([&](size_t at) { return normal_entry(packed_code(codes, 4, at), scale); });
+    }
+  }
+  TERSEGRAD_UNROLL
+  for (unsigned j = 0; j < count; ++j) value[j] = round_to(values.dtype, value[j]);
 }
 
 __device__ inline float decoded(const Values& values, size_t i) {
-  if (values.kind == ValueKind::cast) {
-    const float value = load_anywhere(values.scales, values.wire, i);
-    return values.dtype != values.wire ? round_to(values.dtype, value) : value;
-  }
-  const float scale = scale_at(values, i);
-  if (values.kind == ValueKind::sign) {
-    return sign_entry(values.codes[i / 8] >> (i % 8) & 1u, round_to(values.dtype, scale));
-  }
-  return round_to(values.dtype, dequantize_entry(get_code(values.codes, values.bits, i), scale));
+  float value[1];
+  decode_run(values, i, i + 1, value);
+  return value[0];
 }
 
 // The values of bodies of one codec, which are added up in this order.
@@ -56,17 +108,15 @@ struct Target {
 
 static __global__ void decode_entries(Bodies bodies, Target to) {
   for (size_t i = 4 * thread_number(); i < to.n; i += 4 * thread_total()) {
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f}, value[4];
     if (to.start != nullptr) {
       for (int j = 0; j < 4; ++j) sum[j] = *to.start;
     } else if (to.accumulate) {
       load_four(to.out, to.dtype, i, to.n, sum);
     }
     for (unsigned body = 0; body < bodies.count; ++body) {
-      for (unsigned j = 0; j < 4; ++j) {
-        const float value = i + j < to.n ? to.scale * decoded(bodies.values[body], i + j) : 0.0f;
-        sum[j] = to.accumulate ? sum[j] + value : value;
-      }
+      decode_run(bodies.values[body], i, to.n, value);
+      for (int j = 0; j < 4; ++j) sum[j] = to.accumulate ? sum[j] + to.scale * value[j] : to.scale * value[j];
     }
     store_four(to.out, to.dtype, i, to.n, sum);
   }

@@ -33,15 +33,21 @@ TG_SPEC float integer_entry(int32_t code, float scale) { return saturate(static_
 
 // Two's complement codes at any address.
 TG_SPEC void put_integer(uint8_t* codes, int bits, size_t i, int32_t code) {
-  const size_t bytes = static_cast<size_t>(bits) / 8;
-  memcpy(codes + i * bytes, &code, bytes);
+  uint8_t* at = codes + i * static_cast<size_t>(bits) / 8;
+  for (int bit = 0; bit < bits; bit += 8) *at++ = static_cast<uint8_t>(static_cast<uint32_t>(code) >> bit);
+}
+
+// What the low `bits` bits of a word stand for; the others are zero.
+TG_SPEC int32_t signed_integer(uint32_t code, int bits) {
+  const uint32_t sign = 1u << (bits - 1);
+  return static_cast<int32_t>((code ^ sign) - sign);
 }
 
 TG_SPEC int32_t get_integer(const uint8_t* codes, int bits, size_t i) {
-  const size_t bytes = static_cast<size_t>(bits) / 8;
-  uint32_t code = 0, sign = 1u << (bits - 1);
-  memcpy(&code, codes + i * bytes, bytes);
-  return static_cast<int32_t>((code ^ sign) - sign);
+  const uint8_t* at = codes + i * static_cast<size_t>(bits) / 8;
+  uint32_t code = 0;
+  for (int bit = 0; bit < bits; bit += 8) code |= static_cast<uint32_t>(*at++) << bit;
+  return signed_integer(code, bits);
 }
 
 }  // namespace tersegrad

@@ -70,7 +70,7 @@ float choose_levels(const float* a, size_t n, const LevelGrid& grid, uint8_t* co
 #endif
   for (; i < n; ++i) {
     uint32_t level = level_of(a[i], grid);
-    float error = float_of(key_of(a[i])) - level_value(level, grid);
+    float error = level_error(a[i], level, grid);
     lane[i % kSumLanes] = lane[i % kSumLanes] + error * error;
     codes[i] = static_cast<uint8_t>(level_code(a[i], level, grid));
   }

@@ -2,7 +2,6 @@
 
 #include "../blocks.h"
 #include "pack.h"
-#include "spec.h"
 
 namespace tersegrad::levels {
 namespace {
@@ -13,23 +12,14 @@ uint32_t get_bounds(const uint8_t* bounds, size_t block) {
   return word;
 }
 
-// The spacings that an encoder tries, the first of the least error wins. A logarithm does not reach down to zero.
-size_t spacings(Choice choice, uint32_t least_key, Spacing (&tried)[2]) {
-  tried[0] = choice == Choice::uniform ? Spacing::uniform : Spacing::square;
-  if (least_key >> 16 == 0 || choice == Choice::uniform || choice == Choice::square) return 1;
-  tried[choice == Choice::logarithmic ? 0 : 1] = Spacing::logarithmic;
-  return choice == Choice::logarithmic ? 1 : 2;
-}
-
 // Writes the bounds and the codes of one block; returns the grid that decodes them.
 LevelGrid encode_block(const float* a, size_t n, const Layout& layout, KeyRange keys, uint8_t* bounds,
                        uint8_t (&codes)[2][kLargestBlock], const uint8_t** chosen) {
-  Spacing tried[2];
-  const size_t count = spacings(layout.choice, keys.least, tried);
+  const TriedSpacings tried = tried_spacings(layout.choice, keys.least);
   LevelGrid best{};
   float least = 0;
-  for (size_t i = 0; i < count; ++i) {
-    const uint32_t word = pack_bounds(keys.least, keys.largest, tried[i]);
+  for (size_t i = 0; i < tried.count; ++i) {
+    const uint32_t word = pack_bounds(keys.least, keys.largest, tried.spacing[i]);
     const LevelGrid grid = level_grid(word, layout.bits);
     const float error = active().to_levels(a, n, grid, codes[i]);
     if (i > 0 && !(error < least)) continue;

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "../tensor.h"
+#include "spec.h"
 
 namespace tersegrad::levels {
-
-enum class Choice { automatic, uniform, square, logarithmic };
 
 struct Layout {
   int bits = 4;                       // 2 to 8

@@ -12,6 +12,14 @@ TG_SPEC uint64_t lane_bits(int width, int lane) {
   return mask;
 }
 
+// Code `i`, which may lie in two bytes.
+TG_SPEC uint32_t packed_code(const uint8_t* packed, int bits, size_t i) {
+  const size_t bit = i * static_cast<size_t>(bits), last = (bit + static_cast<size_t>(bits) - 1) / 8;
+  uint32_t word = packed[bit / 8];
+  if (last != bit / 8) word |= static_cast<uint32_t>(packed[last]) << 8;
+  return word >> (bit % 8) & ((1u << bits) - 1);
+}
+
 // Neighbours meet in three steps: of bytes, of pairs, of fours. With three bits, a code being abc:
 //   00000abc 00000def 00000ghi 00000jkl    bytes, the highest first
 //   0000000000abcdef 0000000000ghijkl      after the first step

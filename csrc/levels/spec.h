@@ -9,6 +9,10 @@ namespace tersegrad {
 
 enum class Spacing : uint32_t { uniform = 0, square = 1, logarithmic = 2 };
 
+namespace levels {
+enum class Choice : uint8_t { automatic, uniform, square, logarithmic };  // of an encoder
+}
+
 constexpr float kLeastStep = 0x1p-100f;      // levels that lie closer than this are one
 constexpr uint32_t kLargestBrain = 0x7f7fu;  // the largest finite bfloat16
 constexpr int32_t kLevelBias = 32768 + 65536;
@@ -23,6 +27,20 @@ TG_SPEC uint32_t pack_bounds(uint32_t least_key, uint32_t largest_key, Spacing s
 TG_SPEC bool bounds_are_valid(uint32_t bounds) {
   uint32_t low = bounds & 0x7fffu, high = bounds >> 16 & 0x7fffu;
   return low <= high && high <= kLargestBrain && (bounds & 0x80008000u) != 0x80008000u;
+}
+
+// The spacings that an encoder tries on a block; the first of the least error wins. A logarithm does not reach down to
+// zero.
+struct TriedSpacings {
+  Spacing spacing[2];
+  size_t count;
+};
+TG_SPEC TriedSpacings tried_spacings(levels::Choice choice, uint32_t least_key) {
+  using levels::Choice;
+  if (choice == Choice::uniform) return {{Spacing::uniform}, 1};
+  if (choice == Choice::square || least_key >> 16 == 0) return {{Spacing::square}, 1};
+  if (choice == Choice::logarithmic) return {{Spacing::logarithmic}, 1};
+  return {{Spacing::square, Spacing::logarithmic}, 2};
 }
 
 struct LevelGrid {
@@ -64,6 +82,10 @@ TG_SPEC float level_value(uint32_t level, const LevelGrid& grid) {
   if (grid.spacing == Spacing::uniform) return at;
   if (grid.spacing == Spacing::square) return at * at;
   return float_of(grid.low_key + static_cast<uint32_t>(lrintf(at)));
+}
+
+TG_SPEC float level_error(float value, uint32_t level, const LevelGrid& grid) {
+  return float_of(key_of(value)) - level_value(level, grid);
 }
 
 // A code is the level, and above it the sign.

@@ -32,7 +32,7 @@ template <SmallFloat kind>
 TG_INLINE F entry_lanes(U code, F scale) {
   constexpr SmallFormat format = kSmallFormats[static_cast<int>(kind)];
   if constexpr (kind == SmallFloat::nf4) {
-    return saturate(lookup16(kNormalLevels, code) * scale);
+    return saturate(lookup16(normal_levels(), code) * scale);
   } else {
     F magnitude = floats(shift_left<format.dropped>(code & splat(127u)) + splat(format.offset));
     if constexpr (format.offset != 0) {

@@ -22,7 +22,7 @@ struct SmallFormat {
 constexpr SmallFormat kSmallFormats[kSmallFloats] = {
     {23, 0, 127, 1.0f}, {20, 120u << 23, 0x7e, 448.0f}, {21, 112u << 23, 0x7b, 57344.0f}, {0, 0, 15, 1.0f}};
 
-TG_SPEC int small_bits(SmallFloat format) { return format == SmallFloat::nf4 ? 4 : 8; }
+TG_SPEC constexpr int small_bits(SmallFloat format) { return format == SmallFloat::nf4 ? 4 : 8; }
 
 // The scale of a block, from its largest key. That of natural is the power of two that is not below it, at most 2^127,
 // so that dividing by it is exact.
@@ -69,24 +69,27 @@ TG_SPEC float small_entry(uint32_t code, float scale, const SmallFormat& format)
 }
 
 // NF4 (Dettmers et al. 2023, appendix E): sixteen quantiles of the normal distribution, zero among them, and the
-// middles between them.
-constexpr float kNormalLevels[16] = {-1.0f,
-                                     -0.6961928009986877f,
-                                     -0.5250730514526367f,
-                                     -0.39491748809814453f,
-                                     -0.28444138169288635f,
-                                     -0.18477343022823334f,
-                                     -0.09105003625154495f,
-                                     0.0f,
-                                     0.07958029955625534f,
-                                     0.16093020141124725f,
-                                     0.24611230194568634f,
-                                     0.33791524171829224f,
-                                     0.44070982933044434f,
-                                     0.5626170039176941f,
-                                     0.7229568362236023f,
-                                     1.0f};
-TG_SPEC constexpr float normal_middle(int j) { return (kNormalLevels[j] + kNormalLevels[j + 1]) * 0.5f; }
+// middles between them. In a function, since code of a device reads no array of a namespace.
+TG_SPEC const float* normal_levels() {
+  static constexpr float levels[16] = {-1.0f,
+                                       -0.6961928009986877f,
+                                       -0.5250730514526367f,
+                                       -0.39491748809814453f,
+                                       -0.28444138169288635f,
+                                       -0.18477343022823334f,
+                                       -0.09105003625154495f,
+                                       0.0f,
+                                       0.07958029955625534f,
+                                       0.16093020141124725f,
+                                       0.24611230194568634f,
+                                       0.33791524171829224f,
+                                       0.44070982933044434f,
+                                       0.5626170039176941f,
+                                       0.7229568362236023f,
+                                       1.0f};
+  return levels;
+}
+TG_SPEC float normal_middle(int j) { return (normal_levels()[j] + normal_levels()[j + 1]) * 0.5f; }
 
 // The number of middles that an entry reaches.
 TG_SPEC uint32_t normal_code(float value, float inverse) {
@@ -95,6 +98,6 @@ TG_SPEC uint32_t normal_code(float value, float inverse) {
   for (int j = 0; j < 15; ++j) code -= bits_of(v - normal_middle(j)) >> 31;
   return code;
 }
-TG_SPEC float normal_entry(uint32_t code, float scale) { return saturate(kNormalLevels[code] * scale); }
+TG_SPEC float normal_entry(uint32_t code, float scale) { return saturate(normal_levels()[code] * scale); }
 
 }  // namespace tersegrad

@@ -24,6 +24,12 @@ TG_SPEC uint32_t ternary_mask(float value, uint32_t limit) { return ((key_of(val
 // 0 for zero, 1 for plus, 2 for minus.
 TG_SPEC uint32_t ternary_digit(float value, uint32_t mask) { return (1 + sign_bit(value)) & mask; }
 
+// Digit `j` of a byte, the lowest first.
+TG_SPEC uint32_t digit_of(uint32_t byte, size_t j) {
+  for (; j > 0; --j) byte /= 3;
+  return byte % 3;
+}
+
 TG_SPEC float ternary_entry(uint32_t digit, float scale) { return digit == 0 ? 0.0f : sign_entry(digit - 1, scale); }
 
 }  // namespace tersegrad

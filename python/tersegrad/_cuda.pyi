@@ -86,6 +86,21 @@ def add_many(
     `start` is the address of a float, or 0 for what `out` holds.
     """
 
+def add_integers(
+    bodies: list[int],
+    bits: int,
+    nbytes: int,
+    total: int,
+    partial: int,
+    beyond: int,
+    stream: int,
+) -> None:
+    """Add bodies of Integers, each of `nbytes` bytes, code by code.
+
+    The u32 `beyond`, if it is not 0, is set to one if a sum leaves its bits. With more than 16 bodies `partial` is room for an int64 per
+    code, counted up to a whole word of codes.
+    """
+
 def not_zero(x: int, x_dtype: int, n: int, flag: int, stream: int) -> None:
     """Set the u32 `flag` to zero if an entry is not zero; otherwise leave it."""
 

@@ -11,14 +11,17 @@ import numpy as np
 
 from .buffers import Bytes
 from .codec import Codec
+from .device.sums import add_messages as add_messages_on_device
+from .device.sums import add_payloads as add_payloads_on_device
+from .device.sums import on_one_device
 from .errors import CodecError, InputError, PayloadError
 from .message import MAGIC as MESSAGE_MAGIC
 from .message import Message
 from .payload import Payload
 
 _Summable = TypeVar("_Summable", Payload, Message)
-#: A part of a payload or message: codec, dtype, shape and body.
-_Part = tuple[Codec, str, tuple[int, ...], Bytes]
+#: A part of a payload or message: codec, dtype and shape.
+_Part = tuple[Codec, str, tuple[int, ...]]
 
 
 def add(sources: Sequence[Any], *, wrap: bool = False) -> Any:
@@ -38,8 +41,9 @@ def add(sources: Sequence[Any], *, wrap: bool = False) -> Any:
     Returns
     -------
     Payload or Message
-        With the codec and step of the first, on the CPU: payloads on a device are fetched. The number of payloads does not travel: pass
-        ``scale=1 / count`` to `decompress` for their mean.
+        With the codec and step of the first: on the device if all of them lie on one and nothing waits for it, see docs/cuda.md; else
+        on the CPU, where payloads on a device are fetched. The number of payloads does not travel: pass ``scale=1 / count`` to
+        `decompress` for their mean.
 
     Raises
     ------
@@ -78,8 +82,12 @@ def _of_one_kind(sources: Sequence[Any], kind: type[_Summable]) -> list[_Summabl
 
 def _add_payloads(payloads: Sequence[Payload], wrap: bool) -> Payload:
     first = payloads[0]
-    parts = [(p.codec, p.dtype, tuple(p.shape), p._body) for p in payloads]
-    body = _sum(parts, [p.step for p in payloads], wrap, "payload {}")
+    parts = [(p.codec, p.dtype, tuple(p.shape)) for p in payloads]
+    steps = [p.step for p in payloads]
+    _check_alike(parts, steps, "payload {}")
+    if on_one_device(payloads):
+        return add_payloads_on_device(payloads, wrap)
+    body = _sum(parts, [p._body for p in payloads], steps, wrap, "payload {}")
     return Payload(first.codec, first.dtype, first.shape, body, first._kind, first.step)
 
 
@@ -91,43 +99,57 @@ def _add_messages(messages: Sequence[Message], wrap: bool) -> Message:
                 f"message {number} has {len(message)} tensors, message 0 has {len(first)}"
             )
     steps = [message.step for message in messages]
+    tensors: list[list[_Part]] = [
+        [(m.codecs[position], m.dtypes[position], tuple(m.shapes[position])) for m in messages]
+        for position in range(len(first))
+    ]
+    names = [f"tensor {position} of message {{}}" for position in range(len(first))]
+    for parts, name in zip(tensors, names, strict=True):
+        _check_alike(parts, steps, name)
+    if on_one_device(messages):
+        return add_messages_on_device(messages, wrap)
     bodies = [message.bodies() for message in messages]
-    sums = []
-    for position in range(len(first)):
-        parts: list[_Part] = [
-            (m.codecs[position], m.dtypes[position], tuple(m.shapes[position]), own[position])
-            for m, own in zip(messages, bodies, strict=True)
-        ]
-        sums.append(_sum(parts, steps, wrap, f"tensor {position} of message {{}}"))
+    sums = [
+        _sum(parts, [own[position] for own in bodies], steps, wrap, name)
+        for position, (parts, name) in enumerate(zip(tensors, names, strict=True))
+    ]
     joined = np.concatenate(sums) if sums else np.empty(0, np.uint8)
     sizes = [body.size for body in sums]
     return Message(first.codecs, first.dtypes, first.shapes, joined, sizes, first._kind, first.step)
 
 
-def _sum(parts: Sequence[_Part], steps: Sequence[int], wrap: bool, name: str) -> Bytes:
-    """The body of the sum of the same tensor of all sources, checked."""
-    codec, dtype, shape, _ = parts[0]
+def _check_alike(parts: Sequence[_Part], steps: Sequence[int], name: str) -> None:
+    """Refuse what does not add: the same tensor of all sources."""
+    codec, dtype, shape = parts[0]
     if not codec.is_additive:
         raise CodecError(
             f"{codec} does not add without decoding; Integers, Identity and Cast do, and RandomK around them"
         )
-    n = math.prod(shape)
-    for number, (other, other_dtype, other_shape, body) in enumerate(parts):
+    for number, (other, other_dtype, other_shape) in enumerate(parts):
         if (other_dtype, other_shape) != (dtype, shape):
             raise InputError(
                 f"{name.format(number)} holds {other_dtype} {other_shape}, {name.format(0)} {dtype} {shape}"
             )
-        found = _difference(codec, steps[0], other, steps[number], n)
+        found = _difference(codec, steps[0], other, steps[number], math.prod(shape))
         if found:
             raise CodecError(
                 f"{name.format(number)} does not add to {name.format(0)}: {found}; only payloads of one codec, with the same "
                 "parameters, seed and step, add without decoding"
             )
+
+
+def _sum(
+    parts: Sequence[_Part], bodies: Sequence[Bytes], steps: Sequence[int], wrap: bool, name: str
+) -> Bytes:
+    """The body of the sum of the same tensor of all sources, whose bodies are checked."""
+    codec, dtype, shape = parts[0]
+    n = math.prod(shape)
+    for number, body in enumerate(bodies):
         try:
-            other._check(body, n, dtype, steps[number])
+            parts[number][0]._check(body, n, dtype, steps[number])
         except PayloadError as error:
             raise PayloadError(f"{name.format(number)}: {error}") from error
-    return codec._sum_bodies([body for *_, body in parts], dtype, wrap)
+    return codec._sum_bodies(bodies, dtype, wrap)
 
 
 def _difference(first: Codec, first_step: int, other: Codec, other_step: int, n: int) -> str:

@@ -22,12 +22,14 @@ from ..errors import BackendError, InputError
 if TYPE_CHECKING:
     import torch
 
-#: What a call leaves in its status. From `ABSENT` on, the body is that of zeros and the residual untouched.
-SENT, ABSENT, NOT_FINITE, SUM_NOT_FINITE = range(4)
+#: What a call leaves in its status. From `ABSENT` on, the body is that of zeros and the residual untouched. The last comes from `add`.
+SENT, ABSENT, NOT_FINITE, SUM_NOT_FINITE, SUM_TOO_LARGE = range(5)
 #: Where bodies begin in a buffer that holds several: kernels read and write 16 bytes at a time.
 ALIGNMENT = 16
 #: The oldest driver that runs binaries of CUDA 13, and the version of CUDA that it states.
 OLDEST_DRIVER, OLDEST_VERSION = "580", 13000
+#: Bodies of `Integers` that add without a workspace.
+MOST_ADDENDS = 16
 
 _DLPACK_DEVICES = {1: "cpu", 2: "cuda", 13: "cuda"}  # kDLCPU, kDLCUDA, kDLCUDAManaged
 
@@ -256,6 +258,28 @@ class Backend:
         needed = self.native.workspace_bytes(form, n, code, bodies)
         work = self.workspace(needed, device, stream)
         return [form, work.data_ptr(), work.numel(), stream]
+
+    def add_integers(
+        self,
+        bodies: Sequence[torch.Tensor],
+        bits: int,
+        total: torch.Tensor,
+        beyond: torch.Tensor | None,
+    ) -> None:
+        """Write the sum of bodies of `Integers`; set `beyond` (int32) to one if a code leaves its bits, or let it wrap."""
+        codes = -(-total.numel() // 4) * (32 // bits)
+        with self.guard(total.device), self._lock:
+            stream = self.stream(total.device)
+            needed = 8 * codes if len(bodies) > MOST_ADDENDS else 0
+            self.native.add_integers(
+                [body.data_ptr() for body in bodies],
+                bits,
+                total.numel(),
+                total.data_ptr(),
+                self.workspace(needed, total.device, stream).data_ptr(),
+                _address(beyond),
+                stream,
+            )
 
     def not_zero(self, x: torch.Tensor, flag: torch.Tensor) -> None:
         """Set `flag` (int32) to zero if an entry is not zero; otherwise leave it."""

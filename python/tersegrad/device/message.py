@@ -16,13 +16,14 @@ from .backend import (
     ALIGNMENT,
     NOT_FINITE,
     SUM_NOT_FINITE,
+    SUM_TOO_LARGE,
     Backend,
     as_tensor,
     backend_for,
     dtype_of,
     of,
 )
-from .payload import flat, flat_residual, writable
+from .payload import TOO_LARGE, flat, flat_residual, writable
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,8 @@ class DeviceMessage(Message):
         self._judge(self.statuses.cpu().numpy())
 
     def _judge(self, statuses: Any) -> tuple[int, ...]:
+        for position in np.flatnonzero(statuses == SUM_TOO_LARGE).tolist():
+            raise InputError(f"tensor {position} {TOO_LARGE}")
         sums = np.flatnonzero(statuses == SUM_NOT_FINITE).tolist()
         bad = tuple(np.flatnonzero(statuses >= NOT_FINITE).tolist())
         refuse_not_finite([] if self.nonfinite == "reset" else sums, bad, self.nonfinite)

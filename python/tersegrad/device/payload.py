@@ -36,6 +36,7 @@ from .backend import (
     ALIGNMENT,
     NOT_FINITE,
     SUM_NOT_FINITE,
+    SUM_TOO_LARGE,
     Backend,
     as_tensor,
     backend_for,
@@ -45,6 +46,9 @@ from .backend import (
 
 if TYPE_CHECKING:
     import torch
+
+#: What is wrong with a sum of `Integers`.
+TOO_LARGE = "is a sum of Integers beyond their bits; encode with more `addends` or more bits (or add with wrap=True, if these are masked)"
 
 
 class DevicePayload(Payload):
@@ -127,11 +131,13 @@ class DevicePayload(Payload):
         NonFiniteError
             The input held an infinity or NaN, unless it was compressed with ``nonfinite="skip"``.
         InputError
-            Its sum with the residual did.
+            Its sum with the residual did, or it is a sum of `Integers` beyond their bits.
         """
         self._judge(int(self._trailer[0]))
 
     def _judge(self, status: int) -> bool:
+        if status == SUM_TOO_LARGE:
+            raise InputError(f"the payload {TOO_LARGE}")
         if status == SUM_NOT_FINITE and self.nonfinite != "reset":
             raise InputError(SUM_MESSAGE)
         if status >= NOT_FINITE and self.nonfinite != "skip":
