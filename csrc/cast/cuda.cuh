@@ -55,12 +55,7 @@ static __global__ void encode_cast(Input in, DType dtype, DType wire, uint8_t* b
   for (size_t i = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) * 4; i < in.n;
        i += static_cast<size_t>(gridDim.x) * kFours) {
     float a[4];
-    load_four(in.x, in.dtype, i, in.n, a);
-    if (in.residual != nullptr) {
-      float r[4];
-      load_four(in.residual, DType::float32, i, in.n, r);
-      for (int j = 0; j < 4; ++j) a[j] = a[j] + r[j];
-    }
+    in.get_four(i, a);
     for (int j = 0; j < 4; ++j) key = larger(key, key_of(a[j]));
     float coded[4];
     for (int j = 0; j < 4; ++j) coded[j] = round_to(wire, a[j]);

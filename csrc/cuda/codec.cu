@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "../rotate/cuda.cuh"
 #include "geometry.h"
 #include "values.cuh"
 
@@ -41,6 +42,22 @@ void encode_values(const ValueCodec& codec, const Input& in, DType dtype, const 
   } else {
     launch(encode_cast, dense_grid(in.n), kThreads, stream, in, dtype, values.wire, body, header);
   }
+}
+
+void encode_rotated_values(const ValueCodec& codec, const Input& in, DType dtype, const Step& step, uint8_t* body,
+                           const Workspace& w, Stream stream) {
+  const rotate::Layout& layout = codec.rotated;
+  launch_encode_rotated({rotated_layout(layout, in.n, codec.seed, step, w.long_tiles), in, dtype, codec.unbiased, body,
+                         body + layout.scale_bytes(in.n), w.header},
+                        layout.bits, stream);
+}
+
+void decode_rotated_values(const ValueCodec& codec, const uint8_t* body, DType dtype, const Step& step,
+                           const Target& to, const Workspace& w, Stream stream) {
+  const rotate::Layout& layout = codec.rotated;
+  launch_decode_rotated(
+      {rotated_layout(layout, to.n, codec.seed, step, w.long_tiles), dtype, body, body + layout.scale_bytes(to.n), to},
+      layout.bits, stream);
 }
 
 void look(const Input& in, Header* header, Stream stream) {
@@ -86,6 +103,7 @@ const char* unsupported(const Codec& codec) {
   if (!codec.is_fixed_size()) return "indices='rice'";
   const Kind kind = codec.values.kind;
   if (kind == Kind::quantize && codec.values.quantized.by_norm) return "scale='l2'";
+  if (kind == Kind::rotated && codec.selection == Codec::Selection::all) return nullptr;
   const bool known = kind == Kind::identity || kind == Kind::cast || kind == Kind::quantize || kind == Kind::sign;
   return known ? nullptr : "how its values are coded";
 }
@@ -106,7 +124,11 @@ void encode(const Codec& codec, const Encoding& call, const Work& work) {
   const bool looked = call.residual != nullptr && !call.checked;
   if (looked) look(in, w.header, stream);
   if (codec.selection == Codec::Selection::all) {
-    encode_values(codec.values, in, call.dtype, step, call.body, w.header, stream);
+    if (codec.values.kind == ValueCodec::Kind::rotated) {
+      encode_rotated_values(codec.values, in, call.dtype, step, call.body, w, stream);
+    } else {
+      encode_values(codec.values, in, call.dtype, step, call.body, w.header, stream);
+    }
     const size_t bytes = codec.body_bytes(n, call.dtype);
     launch(finish_dense, grid_of(bytes / kCell + 1), kThreads, stream, static_cast<const Header*>(w.header), call.body,
            bytes, call.status);
@@ -139,11 +161,15 @@ void decode(const Codec& codec, const uint8_t* body, DType dtype, StepSource ste
   if (n == 0) return;
   const Stream stream = work.stream;
   const Target target{out.data, out.dtype, n, out.accumulate, out.scale};
+  const Workspace w(codec, n, work.memory);
+  if (codec.values.kind == ValueCodec::Kind::rotated) {
+    decode_rotated_values(codec.values, body, dtype, {step.value, step.at}, target, w, stream);
+    return;
+  }
   if (codec.selection == Codec::Selection::all) {
     launch(decode_entries, dense_grid(n), kThreads, stream, values_of(codec.values, dtype, n, body), target);
     return;
   }
-  const Workspace w(codec, n, work.memory);
   if (codec.has_index_stream()) {
     const IndexForm form = codec.index_form(n);
     decode_index(form, {body, n, kept, w.survivor, w.counts}, stream);

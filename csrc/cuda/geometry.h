@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "../codec.h"
+#include "../rotate/tile.cuh"
 #include "values.cuh"
 
 namespace tersegrad::cuda {
@@ -37,11 +38,13 @@ struct Workspace {
   uint32_t* tiles[4] = {};
   uint32_t* index = nullptr;
   float* value = nullptr;
-  uint32_t* counts = nullptr;  // in decode
+  uint32_t* counts = nullptr;   // in decode
+  float* long_tiles = nullptr;  // of rotated
   size_t bytes = 0;
 
   Workspace(const Codec& codec, size_t n, void* memory) : memory_(static_cast<char*>(memory)) {
     take(header, 1);
+    if (codec.values.kind == ValueCodec::Kind::rotated) take(long_tiles, floats_of_long_tiles(codec.values.rotated, n));
     if (codec.selection == Codec::Selection::all || n == 0) return;
     const size_t kept = codec.survivors(n);
     take(values_header, 1);

@@ -47,15 +47,22 @@ struct Target {
   float scale;
 };
 
+// Entries i to i + 4, or to n, are these decoded values.
+__device__ inline void emit_four(const Target& to, size_t i, const float (&decoded)[4]) {
+  float value[4], before[4];
+  for (int j = 0; j < 4; ++j) value[j] = to.scale * decoded[j];
+  if (to.accumulate) {
+    load_four(to.out, to.dtype, i, to.n, before);
+    for (int j = 0; j < 4; ++j) value[j] = before[j] + value[j];
+  }
+  store_four(to.out, to.dtype, i, to.n, value);
+}
+
 static __global__ void decode_entries(Values values, Target to) {
   for (size_t i = 4 * thread_number(); i < to.n; i += 4 * thread_total()) {
-    float value[4], before[4];
-    for (unsigned j = 0; j < 4; ++j) value[j] = i + j < to.n ? to.scale * decoded(values, i + j) : 0.0f;
-    if (to.accumulate) {
-      load_four(to.out, to.dtype, i, to.n, before);
-      for (int j = 0; j < 4; ++j) value[j] = before[j] + value[j];
-    }
-    store_four(to.out, to.dtype, i, to.n, value);
+    float value[4];
+    for (unsigned j = 0; j < 4; ++j) value[j] = i + j < to.n ? decoded(values, i + j) : 0.0f;
+    emit_four(to, i, value);
   }
 }
 

@@ -38,10 +38,7 @@ static __global__ void __launch_bounds__(kThreads) encode_sign(SignCall call) {
     }
   }
   key = warp_largest(key);
-  // The first step of the tree adds the lanes that this one holds; the others are those of a warp.
-  float total = sum[0] + sum[1];
-  for (unsigned half = kWarp / 2; half > 0; half /= 2) total = total + shuffle_down(total, half);
-  const float scale = sign_scale(float_of(__shfl_sync(kWholeWarp, bits_of(total), 0)), length);
+  const float scale = sign_scale(warp_sum_lanes(sum), length);
   if (lane == 0) {
     put_scale(call.scales, block, scale);
     if (!is_finite_key(key)) atomicOr(&call.header->late, 1);
