@@ -45,6 +45,9 @@ CODECS: list[tg.Codec] = [
     tg.ChunkTopK(k=3, chunk=50, values=tg.Quantize(bits=8, block_size=64)),
     tg.RandomK(density=0.02, seed=5),
     tg.RandomK(k=40, seed=2**63, values=tg.Quantize(bits=4)),
+    tg.Rotated(),
+    tg.Rotated(3, block=64, scale="mmse", seed=2**64 - 1),
+    tg.Rotated(0.25, block=1024, seed=6),
 ]
 
 

@@ -222,6 +222,53 @@ def test_blocks_of_any_size(block_size: int) -> None:
         assert_equal_to_the_host(tg.Sign(block_size=block_size), x, residual)
 
 
+def rotated_codecs(block: int) -> list[tg.Codec]:
+    return [
+        tg.Rotated(1, block=block),
+        tg.Rotated(2, block=block, scale="mmse", seed=9),
+        tg.Rotated(3, block=block),
+        tg.Rotated(4, block=block, seed=2**64 - 1),
+        tg.Rotated(0.3125, block=block, scale="mmse", seed=1),
+    ]
+
+
+def assert_decodes_as_on_the_host(codec: tg.Codec, x: np.ndarray, step: int) -> None:
+    payload = tg.compress(x, codec, step=step)
+    got = decode(codec, payload.body.tobytes(), np.ones(x.size, np.float32), step=step)
+    assert_same_bits(got, tg.decompress(payload), name_of(codec))
+
+
+@pytest.mark.parametrize("log2", range(6, 17))
+def test_rotated_blocks_of_any_size(log2: int) -> None:
+    n = max(5000, 3 << log2) + 77 if log2 < 14 else (1 << log2) + 77
+    for codec in rotated_codecs(1 << log2):
+        assert_equal_to_the_host(codec, mixture(n), gradient(n, seed=2), step=5)
+        assert_decodes_as_on_the_host(codec, mixture(n), 5)
+
+
+@pytest.mark.parametrize("block", [256, 8192])
+def test_last_rotated_blocks_of_any_length(block: int) -> None:
+    for n in [*range(1, 18), 63, 64, 65, 127, 129, 191, 255, 256, 257, 300, 511]:
+        for codec in rotated_codecs(block)[n % 2 :: 2]:
+            assert_equal_to_the_host(codec, mixture(n, seed=n), gradient(n, seed=1), step=n)
+            assert_decodes_as_on_the_host(codec, mixture(n, seed=n), n)
+
+
+def test_extreme_entries_of_rotated_blocks() -> None:
+    n = 900
+    largest = np.full(n, np.finfo(np.float32).max) * np.where(np.arange(n) % 3, 1, -1)
+    inputs = {
+        **awkward(n),
+        "negative zeros": np.full(n, -0.0, np.float32),
+        "largest": largest.astype(np.float32),
+        "two powers": np.where(np.arange(n) % 2, 2.0**120, -(2.0**-126)).astype(np.float32),
+    }
+    for x in inputs.values():
+        for codec in rotated_codecs(64) + rotated_codecs(512):
+            assert_equal_to_the_host(codec, x)
+            assert_decodes_as_on_the_host(codec, x, 0)
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=name_of)
 def test_slices_of_a_bucket_need_no_alignment_but_their_entries(codec: tg.Codec) -> None:
     for dtype in DTYPES:
@@ -234,7 +281,7 @@ def test_slices_of_a_bucket_need_no_alignment_but_their_entries(codec: tg.Codec)
 
 
 def test_a_step_on_the_device_is_what_counts() -> None:
-    for codec in (tg.Quantize(4, rounding="stochastic"), tg.RandomK(k=50)):
+    for codec in (tg.Quantize(4, rounding="stochastic"), tg.RandomK(k=50), tg.Rotated(0.5)):
         assert_equal_to_the_host(codec, mixture(3000), step=77, step_on_device=True)
 
 
@@ -284,14 +331,21 @@ def test_a_forged_body_writes_nowhere_else(indices: str) -> None:
 # --- What the emulation itself is worth. ---
 
 
-@pytest.mark.parametrize("block_size", [256, 4096])
-def test_a_missing_barrier_is_found(block_size: int) -> None:
-    """Of a warp that packs codes, and of a block of threads that looks for the largest magnitude."""
-    codec, x = tg.Quantize(4, block_size=block_size), gradient(20_000)
+@pytest.mark.parametrize(
+    ("codec", "barrier"),
+    [
+        (tg.Quantize(4, block_size=256), 0),  # of a warp that packs codes
+        (tg.Quantize(4, block_size=4096), 0),  # before all know the largest magnitude
+        (tg.Rotated(4), 3),  # between stages of a transform
+    ],
+    ids=str,
+)
+def test_a_missing_barrier_is_found(codec: tg.Codec, barrier: int) -> None:
+    x = gradient(20_000)
     expected, _ = on_the_host(codec, x)
     changed = False
     for order in ORDERS:
-        EMULATED.configure(order, 0)
+        EMULATED.configure(order, barrier)
         changed |= encode(codec, x)[0] != expected
     assert changed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import contract
 import numpy as np
 import pytest
 import reference as ref
+import test_golden as golden
 import torch
-from arrays import DTYPES, as_torch, assert_same_bits, bits_of, gradient, mixture
+from arrays import DTYPES, as_torch, assert_same_bits, bits_of, gradient, mixture, stored_of
 from contract import Grid, name_of
 from devices import CODECS, CUDA, DEVICES, EMULATION, on
 
@@ -66,6 +68,23 @@ def test_the_laws_of_codecs_hold_there(
     for law in LAWS:
         law(codec)
     assert len(seen) > 100
+
+
+def test_golden_files_are_written_and_read_there(place: torch.device) -> None:
+    served = 0
+    for name, (_, digest) in golden.SUMS.items():
+        case, dtype = golden.case_of(name)
+        codec = golden.make.build(golden.make.CASES[case], tg)
+        x, raw = golden.make.golden_input(dtype), (golden.FOLDER / name).read_bytes()
+        try:
+            payload = tg.compress(as_torch(x), codec, step=golden.make.STEP)
+        except tg.CodecError:
+            continue  # it has no form there
+        assert bytes(payload) == raw, name
+        restored = ref.widen(stored_of(tg.decompress(raw, kind=place)), dtype)
+        assert hashlib.sha256(restored.astype("<f4").tobytes()).hexdigest() == digest, name
+        served += 1
+    assert served >= 3 * 24
 
 
 # --- When a number that is not finite is told. ---
@@ -223,7 +242,11 @@ def test_a_codec_without_a_form_there_says_what_to_do(codec: tg.Codec, place: to
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint32], ids=str)
 def test_a_step_on_the_device_is_the_step(place: torch.device, dtype: torch.dtype) -> None:
     x = as_torch(gradient(5000))
-    for codec in (tg.Quantize(bits=4, rounding="stochastic"), tg.RandomK(density=0.1)):
+    for codec in (
+        tg.Quantize(bits=4, rounding="stochastic"),
+        tg.RandomK(density=0.1),
+        tg.Rotated(2),
+    ):
         step = torch.tensor([7], dtype=dtype)
         payload = tg.compress(x, codec, step=step)
         if dtype != torch.uint32:
