@@ -49,6 +49,12 @@ CODECS: list[tg.Codec] = [
     tg.Rotated(3, block=64, scale="mmse", seed=2**64 - 1),
     tg.Rotated(0.25, block=1024, seed=6),
 ]
+#: And those that wait for the device, once a call, to know how large a body is: some entries are sent, none, or all.
+WAITING: list[tg.Codec] = [
+    tg.Threshold(value=0.5),
+    tg.Threshold(value=1e9, values=tg.Quantize(bits=4)),
+    tg.Threshold(value=0.0, values=tg.Sign(), indices="elias-fano"),
+]
 
 
 @contextlib.contextmanager

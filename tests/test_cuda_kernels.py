@@ -285,6 +285,51 @@ def test_a_step_on_the_device_is_what_counts() -> None:
         assert_equal_to_the_host(codec, mixture(3000), step=77, step_on_device=True)
 
 
+# --- How much is sent. ---
+
+
+def count(x: np.ndarray, residual: np.ndarray | None, threshold: float, skip: int) -> list[int]:
+    """How many entries reach a threshold, and the status."""
+    given, flag, told = Memory.of(x), Memory.of(np.array([skip], np.uint32)), Memory(8)
+    kept = None if residual is None else Memory.of(residual)
+    work = Memory(EMULATED.count_workspace_bytes())
+    EMULATED.count_reaching(
+        given.address,
+        DTYPE_CODES[ref.dtype_of(x)],
+        x.size,
+        0 if kept is None else kept.address,
+        threshold,
+        flag.address,
+        told.address + 4,
+        told.address,
+        work.address,
+        work.bytes.size,
+        0,
+    )
+    work.check()
+    assert kept is None or kept.check().tobytes() == residual.tobytes()  # type: ignore[union-attr]
+    return told.check().view(np.uint32).tolist()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_entries_that_reach_a_threshold_are_counted(order: str) -> None:
+    EMULATED.configure(order)
+    for dtype in DTYPES:
+        for n in (0, 1, 3, 1025, 4099):
+            x, residual = ref.store(mixture(n), dtype), gradient(n, seed=3)
+            a = ref.widen(x, dtype)
+            for threshold in (0.0, 2.0**-149, 0.25, 1e30):
+                limit = np.float32(threshold)
+                assert count(x, None, threshold, 0) == [int((np.abs(a) >= limit).sum()), 0]
+                sums = int((np.abs(a + residual) >= limit).sum())
+                assert count(x, residual, threshold, 0) == [sums, 0]
+    bad = residual.copy()
+    bad[-1] = np.inf
+    assert count(x, bad, 0.1, 0) == [0, 3]
+    assert count(bad, residual, 0.1, 0) == [0, 2]
+    assert count(x, residual, 0.1, 1) == [0, 1]
+
+
 # --- What is not sent. ---
 
 

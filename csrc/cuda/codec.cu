@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../rotate/cuda.cuh"
+#include "../threshold/cuda.cuh"
 #include "geometry.h"
 #include "values.cuh"
 
@@ -197,6 +198,18 @@ void not_finite(const Entries& x, uint32_t* flag, void* stream) {
   if (x.count == 0) return;
   launch(mark_not_finite, std::min<size_t>(dense_grid(x.count), kLookGrid), kThreads, stream,
          Input{x.data, x.dtype, x.count, nullptr}, flag);
+}
+
+size_t count_workspace_bytes() { return sizeof(Header); }
+
+void count_reaching(const Entries& x, float* residual, float threshold, const uint32_t* skip, uint32_t* status,
+                    uint32_t* count, const Work& work) {
+  auto* header = static_cast<Header*>(work.memory);
+  const Input in{x.data, x.dtype, x.count, residual};
+  launch(begin_call, 1, kWideThreads, work.stream, header, skip);
+  launch(count_keys_from, std::min<size_t>(dense_grid(x.count), kLookGrid), kThreads, work.stream, in,
+         bits_of(threshold), header);
+  launch(tell_count, 1, 1, work.stream, static_cast<const Header*>(header), status, count);
 }
 
 void copy_if(const uint32_t* flag, const uint8_t* source, uint8_t* target, size_t bytes, void* stream) {
