@@ -6,6 +6,9 @@
 
 namespace tersegrad::cuda {
 
+// Blocks of threads that a multiprocessor holds at least; with a fourth registers would spill.
+constexpr unsigned kResident = 3;
+
 struct RotatedEncoding {
   RotatedLayout layout;
   Input in;
@@ -100,7 +103,7 @@ __device__ inline void put_codes(const RotatedTile& tile, const uint32_t* larges
 }
 
 template <int bits, bool is_long>
-static __global__ void __launch_bounds__(is_long ? kLongThreads : kThreads, is_long ? 1 : 3)
+static __global__ void __launch_bounds__(is_long ? kLongThreads : kThreads, is_long ? 1 : kResident)
     encode_rotated(RotatedEncoding call) {
   __shared__ RotatedMemory<is_long> memory;
   __shared__ uint32_t largest[kTileBlocks];
@@ -161,7 +164,7 @@ static __global__ void __launch_bounds__(is_long ? kLongThreads : kThreads, is_l
 }
 
 template <int bits, bool is_long>
-static __global__ void __launch_bounds__(is_long ? kLongThreads : kThreads, is_long ? 1 : 4)
+static __global__ void __launch_bounds__(is_long ? kLongThreads : kThreads, is_long ? 1 : kResident)
     decode_rotated(RotatedDecoding call) {
   __shared__ RotatedMemory<is_long> memory;
   __shared__ float level[1 << bits];
