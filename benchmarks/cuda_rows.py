@@ -24,7 +24,9 @@ FUSED = {
     "topk 1 %, values=4": tg.TopK(density=0.01, values=4),
     "chunk topk 64 of 4096": tg.ChunkTopK(),
     "random k 1 %": tg.RandomK(density=0.01),
+    "rotated 4 bit": tg.Rotated(4),
 }
+#: Decoders with a bar.
 DECODED = {
     "dequantize 4 bit, add": tg.Quantize(bits=4),
     "dequantize 8 bit, add": tg.Quantize(bits=8),
@@ -33,6 +35,8 @@ DECODED = {
     "scatter-add topk 1 %": tg.TopK(density=0.01),
     "scatter-add topk 10 %": tg.TopK(density=0.1),
 }
+#: And one that has to transform what it reads.
+ROTATED = {"rotated 4 bit, add": tg.Rotated(4)}
 CASTS = {"cast bfloat16": "bfloat16", "cast float16": "float16"}
 
 
@@ -63,7 +67,7 @@ def rows_of(n: int, slow_peers: bool) -> list[Row]:
     for name, codec in FUSED.items():
         moved = 12 * n + codec.body_size(n)
         rows.append(Row(f"feedback, {name} of {n:,}", n, moved, _feedback(n, codec)))
-    for name, codec in DECODED.items():
+    for name, codec in {**DECODED, **ROTATED}.items():
         touched = 8 * (n if not codec.is_sparse else codec._native.survivors(n))  # type: ignore[attr-defined]
         rows.append(Row(f"{name} of {n:,}", n, codec.body_size(n) + touched, _decode(n, codec)))
     for name, dtype in CASTS.items():

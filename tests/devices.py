@@ -59,6 +59,15 @@ CODECS: list[tg.Codec] = [
     tg.Integers(bits=8, scale=2.0**-6),
     tg.Integers(bits=32, scale=1e-7, rounding="stochastic"),
     tg.RandomK(density=0.1, values=tg.Integers(bits=16, clip=4.0, addends=3)),
+    tg.Rotated(),
+    tg.Rotated(3, block=64, scale="mmse", seed=2**64 - 1),
+    tg.Rotated(0.25, block=1024, seed=6),
+]
+#: And those that wait for the device, once a call, to know how large a body is: some entries are sent, none, or all.
+WAITING: list[tg.Codec] = [
+    tg.Threshold(value=0.5),
+    tg.Threshold(value=1e9, values=tg.Quantize(bits=4)),
+    tg.Threshold(value=0.0, values=tg.Sign(), indices="elias-fano"),
 ]
 
 

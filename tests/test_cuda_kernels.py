@@ -363,6 +363,53 @@ def test_values_of_any_family_at_the_edges_of_blocks(block_size: int) -> None:
             assert_equal_to_the_host(codec, x, residual, step=3)
 
 
+def rotated_codecs(block: int) -> list[tg.Codec]:
+    return [
+        tg.Rotated(1, block=block),
+        tg.Rotated(2, block=block, scale="mmse", seed=9),
+        tg.Rotated(3, block=block),
+        tg.Rotated(4, block=block, seed=2**64 - 1),
+        tg.Rotated(0.3125, block=block, scale="mmse", seed=1),
+    ]
+
+
+def assert_decodes_as_on_the_host(codec: tg.Codec, x: np.ndarray, step: int) -> None:
+    payload = tg.compress(x, codec, step=step)
+    got = decode(codec, payload.body.tobytes(), np.ones(x.size, np.float32), step=step)
+    assert_same_bits(got, tg.decompress(payload), name_of(codec))
+
+
+@pytest.mark.parametrize("log2", range(6, 17))
+def test_rotated_blocks_of_any_size(log2: int) -> None:
+    n = max(5000, 3 << log2) + 77 if log2 < 14 else (1 << log2) + 77
+    for codec in rotated_codecs(1 << log2):
+        assert_equal_to_the_host(codec, mixture(n), gradient(n, seed=2), step=5)
+        assert_decodes_as_on_the_host(codec, mixture(n), 5)
+
+
+@pytest.mark.parametrize("block", [256, 8192])
+def test_last_rotated_blocks_of_any_length(block: int) -> None:
+    for n in [*range(1, 18), 63, 64, 65, 127, 129, 191, 255, 256, 257, 300, 511]:
+        for codec in rotated_codecs(block)[n % 2 :: 2]:
+            assert_equal_to_the_host(codec, mixture(n, seed=n), gradient(n, seed=1), step=n)
+            assert_decodes_as_on_the_host(codec, mixture(n, seed=n), n)
+
+
+def test_extreme_entries_of_rotated_blocks() -> None:
+    n = 900
+    largest = np.full(n, np.finfo(np.float32).max) * np.where(np.arange(n) % 3, 1, -1)
+    inputs = {
+        **awkward(n),
+        "negative zeros": np.full(n, -0.0, np.float32),
+        "largest": largest.astype(np.float32),
+        "two powers": np.where(np.arange(n) % 2, 2.0**120, -(2.0**-126)).astype(np.float32),
+    }
+    for x in inputs.values():
+        for codec in rotated_codecs(64) + rotated_codecs(512):
+            assert_equal_to_the_host(codec, x)
+            assert_decodes_as_on_the_host(codec, x, 0)
+
+
 @pytest.mark.parametrize("codec", CODECS, ids=name_of)
 def test_slices_of_a_bucket_need_no_alignment_but_their_entries(codec: tg.Codec) -> None:
     for dtype in DTYPES:
@@ -375,7 +422,7 @@ def test_slices_of_a_bucket_need_no_alignment_but_their_entries(codec: tg.Codec)
 
 
 def test_a_step_on_the_device_is_what_counts() -> None:
-    for codec in (tg.Quantize(4, rounding="stochastic"), tg.RandomK(k=50)):
+    for codec in (tg.Quantize(4, rounding="stochastic"), tg.RandomK(k=50), tg.Rotated(0.5)):
         assert_equal_to_the_host(codec, mixture(3000), step=77, step_on_device=True)
 
 
@@ -407,6 +454,51 @@ def test_a_stream_of_many_parts_is_read_in_any_order(order: str) -> None:
     body, _ = on_the_host(codec, x)
     expected = tg.decompress(tg.compress(x, codec))
     assert_same_bits(decode(codec, body, np.ones(n, np.float32)), expected)
+
+
+# --- How much is sent. ---
+
+
+def count(x: np.ndarray, residual: np.ndarray | None, threshold: float, skip: int) -> list[int]:
+    """How many entries reach a threshold, and the status."""
+    given, flag, told = Memory.of(x), Memory.of(np.array([skip], np.uint32)), Memory(8)
+    kept = None if residual is None else Memory.of(residual)
+    work = Memory(EMULATED.count_workspace_bytes())
+    EMULATED.count_reaching(
+        given.address,
+        DTYPE_CODES[ref.dtype_of(x)],
+        x.size,
+        0 if kept is None else kept.address,
+        threshold,
+        flag.address,
+        told.address + 4,
+        told.address,
+        work.address,
+        work.bytes.size,
+        0,
+    )
+    work.check()
+    assert kept is None or kept.check().tobytes() == residual.tobytes()  # type: ignore[union-attr]
+    return told.check().view(np.uint32).tolist()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_entries_that_reach_a_threshold_are_counted(order: str) -> None:
+    EMULATED.configure(order)
+    for dtype in DTYPES:
+        for n in (0, 1, 3, 1025, 4099):
+            x, residual = ref.store(mixture(n), dtype), gradient(n, seed=3)
+            a = ref.widen(x, dtype)
+            for threshold in (0.0, 2.0**-149, 0.25, 1e30):
+                limit = np.float32(threshold)
+                assert count(x, None, threshold, 0) == [int((np.abs(a) >= limit).sum()), 0]
+                sums = int((np.abs(a + residual) >= limit).sum())
+                assert count(x, residual, threshold, 0) == [sums, 0]
+    bad = residual.copy()
+    bad[-1] = np.inf
+    assert count(x, bad, 0.1, 0) == [0, 3]
+    assert count(bad, residual, 0.1, 0) == [0, 2]
+    assert count(x, residual, 0.1, 1) == [0, 1]
 
 
 # --- What is not sent. ---
@@ -457,22 +549,22 @@ def test_a_forged_body_writes_nowhere_else(indices: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "codec",
+    ("codec", "barrier"),
     [
-        tg.Quantize(4, block_size=256),
-        tg.Quantize(4, block_size=4096),
-        tg.Magnitudes(),
-        tg.Ternary(),
+        (tg.Quantize(4, block_size=256), 0),  # of a warp that packs codes
+        (tg.Quantize(4, block_size=4096), 0),  # before all know the largest magnitude
+        (tg.Magnitudes(), 0),
+        (tg.Ternary(), 0),
+        (tg.Rotated(4), 3),  # between stages of a transform
     ],
-    ids=name_of,
+    ids=str,
 )
-def test_a_missing_barrier_is_found(codec: tg.Codec) -> None:
-    """Of a warp that packs codes, and of a block of threads that looks for the largest magnitude."""
+def test_a_missing_barrier_is_found(codec: tg.Codec, barrier: int) -> None:
     x = gradient(20_000)
     expected, _ = on_the_host(codec, x)
     changed = False
     for order in ORDERS:
-        EMULATED.configure(order, 0)
+        EMULATED.configure(order, barrier)
         changed |= encode(codec, x)[0] != expected
     assert changed
 

@@ -190,6 +190,18 @@ PYBIND11_MODULE(_cuda, m) {
         raise_if_launch_failed();
       },
       "x"_a, "x_dtype"_a, "n"_a, "flag"_a, "stream"_a);
+  m.def("count_workspace_bytes", &cuda::count_workspace_bytes);
+  m.def(
+      "count_reaching",
+      [](Address x, int x_dtype, size_t n, Address residual, float threshold, Address skip, Address status,
+         Address count, Address workspace, size_t workspace_bytes, Address stream) {
+        require(workspace_bytes >= cuda::count_workspace_bytes(), "the workspace is too small");
+        cuda::count_reaching(entries(x, x_dtype, n), at<float>(residual), threshold, at<const uint32_t>(skip),
+                             at<uint32_t>(status), at<uint32_t>(count), {at<void>(workspace), at<void>(stream)});
+        raise_if_launch_failed();
+      },
+      "x"_a, "x_dtype"_a, "n"_a, "residual"_a, "threshold"_a, "skip"_a, "status"_a, "count"_a, "workspace"_a,
+      "workspace_bytes"_a, "stream"_a);
   m.def(
       "copy_if",
       [](Address flag, Address source, Address target, size_t nbytes, Address stream) {

@@ -7,18 +7,19 @@ namespace tersegrad::cuda {
 
 constexpr size_t kFours = 4 * kThreads;  // entries that a block takes at once, four each
 
-// Whether x, and x + residual, are finite, before anything is written.
-static __global__ void look_before(Input in, Header* header) {
-  if (header->absent) return;
+// Whether x, and x + residual, are finite, before anything is written. Calls each(key) for the entries of the sum.
+template <class Each>
+__device__ inline void look_at_all(const Input& in, Header* header, Each&& each) {
   uint32_t key = 0, sum_key = 0;
   for (size_t i = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) * 4; i < in.n;
        i += static_cast<size_t>(gridDim.x) * kFours) {
     float x[4], r[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     load_four(in.x, in.dtype, i, in.n, x);
     if (in.residual != nullptr) load_four(in.residual, DType::float32, i, in.n, r);
-    for (int j = 0; j < 4; ++j) {
+    for (unsigned j = 0; j < 4; ++j) {
       key = larger(key, key_of(x[j]));
       sum_key = larger(sum_key, key_of(x[j] + r[j]));
+      if (i + j < in.n) each(key_of(x[j] + r[j]));
     }
   }
   key = warp_largest(key);
@@ -27,6 +28,10 @@ static __global__ void look_before(Input in, Header* header) {
     if (!is_finite_key(key)) atomicOr(&header->x_is_bad, 1);
     if (!is_finite_key(sum_key)) atomicOr(&header->sum_is_bad, 1);
   }
+}
+
+static __global__ void look_before(Input in, Header* header) {
+  if (!header->absent) look_at_all(in, header, [](uint32_t) {});
 }
 
 // residual += x.
@@ -55,12 +60,7 @@ static __global__ void encode_cast(Input in, DType dtype, DType wire, uint8_t* b
   for (size_t i = (static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x) * 4; i < in.n;
        i += static_cast<size_t>(gridDim.x) * kFours) {
     float a[4];
-    load_four(in.x, in.dtype, i, in.n, a);
-    if (in.residual != nullptr) {
-      float r[4];
-      load_four(in.residual, DType::float32, i, in.n, r);
-      for (int j = 0; j < 4; ++j) a[j] = a[j] + r[j];
-    }
+    in.get_four(i, a);
     for (int j = 0; j < 4; ++j) key = larger(key, key_of(a[j]));
     float coded[4];
     for (int j = 0; j < 4; ++j) coded[j] = round_to(wire, a[j]);

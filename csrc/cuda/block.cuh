@@ -43,6 +43,13 @@ __device__ inline float shuffle_down(float value, unsigned distance) {
   return float_of(__shfl_down_sync(kWholeWarp, bits_of(value), distance));
 }
 
+// The sum of 64 lanes in the order of sign/spec.h, two of which each thread of a warp holds: lane l and lane l + 32.
+__device__ inline float sum_of_lanes(const float (&sum)[2]) {
+  float total = sum[0] + sum[1];  // the first step of the tree
+  for (unsigned half = kWarp / 2; half > 0; half /= 2) total = total + shuffle_down(total, half);
+  return float_of(__shfl_sync(kWholeWarp, bits_of(total), 0));
+}
+
 // The sum of what the threads before this one hand in, and of all of them. `totals` is shared, of 32 words.
 __device__ inline uint32_t block_sum_before(uint32_t value, uint32_t* totals, uint32_t* all) {
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, count = blockDim.x / kWarp;

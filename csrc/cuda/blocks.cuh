@@ -100,14 +100,6 @@ __device__ inline void lane_noise(const RoundingNoise& from, uint32_t step, uint
   for (int j = 0; j < 4; ++j) noise[4 + j] = odd ? words.word[j] & 0xffffu : words.word[j] >> 16;
 }
 
-// The sum over the 64 lanes of which this thread holds two, for all threads of the warp. The first step of the tree
-// adds those; the others are between threads.
-__device__ inline float sum_of_lanes(const float (&lane)[2]) {
-  float total = lane[0] + lane[1];
-  for (unsigned half = kWarp / 2; half > 0; half /= 2) total = total + shuffle_down(total, half);
-  return float_of(__shfl_sync(kWholeWarp, bits_of(total), 0));
-}
-
 // Writes `n` codes of `bits` bits, which lie in a byte each, side by side and the lowest first. What lies between the
 // last and the end of a word must be zero.
 __device__ inline void pack_codes(const uint8_t (&code)[kStride], int bits, size_t n, uint8_t* out) {

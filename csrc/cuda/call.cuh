@@ -55,6 +55,14 @@ struct Input {
     float a = load_aligned(x, dtype, i);
     return residual != nullptr ? a + residual[i] : a;
   }
+  // Entries i to i + 4, or to n; those from n on are zero.
+  __device__ void get_four(size_t i, float (&a)[4]) const {
+    load_four(x, dtype, i, n, a);
+    if (residual == nullptr) return;
+    float r[4];
+    load_four(residual, DType::float32, i, n, r);
+    for (int j = 0; j < 4; ++j) a[j] = a[j] + r[j];
+  }
 };
 
 // By one block, as are the callers. The caller's flag is read before others see the header.

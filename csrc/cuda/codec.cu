@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "../rotate/cuda.cuh"
+#include "../threshold/cuda.cuh"
 #include "../topk/chunks.cuh"
 #include "heads.cuh"
 #include "workspace.h"
@@ -87,6 +89,22 @@ void encode_values(const ValueCodec& codec, const Input& in, DType dtype, const 
   }
 }
 
+void encode_rotated_values(const ValueCodec& codec, const Input& in, DType dtype, const Step& step, uint8_t* body,
+                           const Workspace& w, Stream stream) {
+  const rotate::Layout& layout = codec.rotated;
+  launch_encode_rotated({rotated_layout(layout, in.n, codec.seed, step, w.long_tiles), in, dtype, codec.unbiased, body,
+                         body + layout.scale_bytes(in.n), w.header},
+                        layout.bits, stream);
+}
+
+void decode_rotated_values(const ValueCodec& codec, const uint8_t* body, DType dtype, const Step& step,
+                           const Target& to, const Workspace& w, Stream stream) {
+  const rotate::Layout& layout = codec.rotated;
+  launch_decode_rotated(
+      {rotated_layout(layout, to.n, codec.seed, step, w.long_tiles), dtype, body, body + layout.scale_bytes(to.n), to},
+      layout.bits, stream);
+}
+
 void look(const Input& in, Header* header, Stream stream) {
   launch(look_before, look_grid(in.n), kThreads, stream, in, header);
 }
@@ -148,12 +166,20 @@ void decode_bodies(const Codec& codec, const uint8_t* const* bodies, size_t coun
   const Target target{out.data, out.dtype, n, out.accumulate, out.scale, start};
   Bodies values{};
   values.count = static_cast<unsigned>(count);
+  const Workspace w(codec, n, count, work.memory);
+  if (codec.values.kind == ValueCodec::Kind::rotated) {
+    Target onto = target;
+    for (size_t b = 0; b < count; ++b) {
+      decode_rotated_values(codec.values, bodies[b], dtype, {step.value, step.at}, onto, w, stream);
+      onto.start = nullptr;
+    }
+    return;
+  }
   if (codec.selection == Codec::Selection::all) {
     for (size_t b = 0; b < count; ++b) values.values[b] = values_of(codec.values, dtype, n, bodies[b]);
     launch(decode_entries, dense_grid(n), kThreads, stream, values, target);
     return;
   }
-  const Workspace w(codec, n, count, work.memory);
   size_t stream_bytes = 0;
   if (codec.has_index_stream()) {
     const IndexForm form = codec.index_form(n);
@@ -182,7 +208,8 @@ void decode_bodies(const Codec& codec, const uint8_t* const* bodies, size_t coun
 const char* unsupported(const Codec& codec) {
   using Kind = ValueCodec::Kind;
   if (!codec.is_fixed_size()) return "indices='rice'";
-  return codec.values.kind == Kind::rotated ? "how its values are coded" : nullptr;
+  return codec.values.kind == Kind::rotated && codec.selection != Codec::Selection::all ? "how its values are coded"
+                                                                                        : nullptr;
 }
 
 size_t workspace_bytes(const Codec& codec, size_t n, DType, size_t bodies) {
@@ -198,7 +225,11 @@ void encode(const Codec& codec, const Encoding& call, const Work& work) {
   if (codec.selection == Codec::Selection::all || n == 0) {
     launch(begin_call, 1, kWideThreads, stream, w.header, static_cast<Header*>(nullptr), call.skip);
     if (n > 0 && call.residual != nullptr && !call.checked) look(in, w.header, stream);
-    if (n > 0) encode_values(codec.values, in, call.dtype, step, call.body, w.header, stream);
+    if (n > 0 && codec.values.kind == ValueCodec::Kind::rotated) {
+      encode_rotated_values(codec.values, in, call.dtype, step, call.body, w, stream);
+    } else if (n > 0) {
+      encode_values(codec.values, in, call.dtype, step, call.body, w.header, stream);
+    }
     const size_t bytes = codec.body_bytes(n, call.dtype);
     launch(finish_dense, grid_of(bytes / kCell + 1), kThreads, stream, static_cast<const Header*>(w.header), call.body,
            bytes, zeros_of(codec.values, n), call.status);
@@ -247,6 +278,17 @@ void not_zero(const Entries& x, uint32_t* flag, void* stream) {
 void not_finite(const Entries& x, uint32_t* flag, void* stream) {
   if (x.count == 0) return;
   launch(mark_not_finite, look_grid(x.count), kThreads, stream, Input{x.data, x.dtype, x.count, nullptr}, flag);
+}
+
+size_t count_workspace_bytes() { return sizeof(Header); }
+
+void count_reaching(const Entries& x, float* residual, float threshold, const uint32_t* skip, uint32_t* status,
+                    uint32_t* count, const Work& work) {
+  auto* header = static_cast<Header*>(work.memory);
+  const Input in{x.data, x.dtype, x.count, residual};
+  launch(begin_call, 1, kWideThreads, work.stream, header, static_cast<Header*>(nullptr), skip);
+  launch(count_keys_from, look_grid(x.count), kThreads, work.stream, in, bits_of(threshold), header);
+  launch(tell_count, 1, 1, work.stream, static_cast<const Header*>(header), status, count);
 }
 
 void copy_if(const uint32_t* flag, const uint8_t* source, uint8_t* target, size_t bytes, void* stream) {

@@ -48,6 +48,11 @@ void add_integers(const uint8_t* const* bodies, size_t count, int bits, size_t b
 
 void not_zero(const Entries& x, uint32_t* flag, void* stream);    // clears it, or leaves it
 void not_finite(const Entries& x, uint32_t* flag, void* stream);  // sets it, or leaves it
+// How many entries of x + residual have at least this magnitude, none if it is not finite or `skip` is set; as encode,
+// it leaves in `status` which. Its workspace is of count_workspace_bytes.
+size_t count_workspace_bytes();
+void count_reaching(const Entries& x, float* residual, float threshold, const uint32_t* skip, uint32_t* status,
+                    uint32_t* count, const Work& work);
 void copy_if(const uint32_t* flag, const uint8_t* source, uint8_t* target, size_t bytes, void* stream);
 void zero_if(const uint32_t* flag, uint8_t* target, size_t bytes, void* stream);
 

@@ -11,6 +11,7 @@
 #define __device__
 #define __host__
 #define __shared__ static
+#define __forceinline__ inline
 #define __launch_bounds__(...)
 
 namespace tersegrad::emulation {
@@ -87,5 +88,10 @@ inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
 inline uint32_t atomicOr(uint32_t* at, uint32_t value) {
   uint32_t before = *at;
   *at = before | value;
+  return before;
+}
+inline uint32_t atomicMax(uint32_t* at, uint32_t value) {
+  uint32_t before = *at;
+  if (value > before) *at = value;
   return before;
 }

@@ -106,17 +106,31 @@ struct Target {
   const float* start;
 };
 
+// What entries i to i + 4 are added to.
+__device__ inline void load_base(const Target& to, size_t i, float (&sum)[4]) {
+  for (float& s : sum) s = to.start != nullptr ? *to.start : 0.0f;
+  if (to.accumulate && to.start == nullptr) load_four(to.out, to.dtype, i, to.n, sum);
+}
+
+__device__ inline void add_scaled(const Target& to, const float (&decoded)[4], float (&sum)[4]) {
+  for (int j = 0; j < 4; ++j) sum[j] = to.accumulate ? sum[j] + to.scale * decoded[j] : to.scale * decoded[j];
+}
+
+// Entries i to i + 4, or to n, are these decoded values.
+__device__ inline void emit_four(const Target& to, size_t i, const float (&decoded)[4]) {
+  float sum[4];
+  load_base(to, i, sum);
+  add_scaled(to, decoded, sum);
+  store_four(to.out, to.dtype, i, to.n, sum);
+}
+
 static __global__ void decode_entries(Bodies bodies, Target to) {
   for (size_t i = 4 * thread_number(); i < to.n; i += 4 * thread_total()) {
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f}, value[4];
-    if (to.start != nullptr) {
-      for (int j = 0; j < 4; ++j) sum[j] = *to.start;
-    } else if (to.accumulate) {
-      load_four(to.out, to.dtype, i, to.n, sum);
-    }
+    float sum[4], value[4];
+    load_base(to, i, sum);
     for (unsigned body = 0; body < bodies.count; ++body) {
       decode_run(bodies.values[body], i, to.n, value);
-      for (int j = 0; j < 4; ++j) sum[j] = to.accumulate ? sum[j] + to.scale * value[j] : to.scale * value[j];
+      add_scaled(to, value, sum);
     }
     store_four(to.out, to.dtype, i, to.n, sum);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../codec.h"
+#include "../rotate/tile.cuh"
 #include "../topk/cuda.cuh"
 #include "values.cuh"
 
@@ -20,10 +21,12 @@ struct Workspace {
   uint32_t* tile_count = nullptr;
   uint32_t* index = nullptr;
   float* value = nullptr;
+  float* long_tiles = nullptr;  // of rotated
   size_t bytes = 0;
 
   Workspace(const Codec& codec, size_t n, size_t bodies, void* memory) : memory_(static_cast<char*>(memory)) {
     take(header, 1);
+    if (codec.values.kind == ValueCodec::Kind::rotated) take(long_tiles, floats_of_long_tiles(codec.values.rotated, n));
     if (codec.selection == Codec::Selection::all || n == 0) return;
     const size_t kept = codec.survivors(n);
     const bool is_topk = codec.selection == Codec::Selection::topk;

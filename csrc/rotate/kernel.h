@@ -16,10 +16,7 @@ void rotation_signs(const Noise& noise, uint32_t first_counter, size_t groups, u
     philox_lanes(noise, counter, lanes, kRotationSigns);
     for (size_t w = 0; w < 4; ++w) store(words + w * kLanes, lanes[w]);
 #else
-    for (uint32_t j = 0; j < 16; ++j) {
-      PhiloxWords own = philox(noise.seed, counter + j, noise.step, kRotationSigns);
-      for (size_t w = 0; w < 4; ++w) words[w * 16 + j] = own.word[w];
-    }
+    for (uint32_t j = 0; j < 16; ++j) put_sign_words(noise.seed, noise.step, counter, j, words);
 #endif
   }
 }
@@ -166,7 +163,7 @@ void rotate_block(const float* a, size_t n, const uint32_t* words, size_t first,
     return transform_from(kTile, out, n);
   }
 #endif
-  for (size_t i = 0; i < n; ++i) out[i] = float_of(bits_of(a[i] * factor) ^ sign_at(words, first + i));
+  for (size_t i = 0; i < n; ++i) out[i] = rotated_entry(a[i], sign_at(words, first + i), factor);
   transform_from(1, out, n);
 }
 
@@ -195,13 +192,6 @@ inline void put_rotated(uint8_t* codes, size_t i, uint32_t code) {
   const uint32_t shifted = code << shift;
   codes[byte] = static_cast<uint8_t>(codes[byte] | shifted);
   if (shift + width > 8) codes[byte + 1] = static_cast<uint8_t>(codes[byte + 1] | shifted >> 8);
-}
-
-template <int width>
-inline uint32_t get_rotated(const uint8_t* codes, size_t i) {
-  const size_t bit = i * width, byte = bit / 8, shift = bit % 8;
-  const uint32_t high = shift + width > 8 ? codes[byte + 1] : 0u;
-  return (codes[byte] | high << 8) >> shift & ((1u << width) - 1);
 }
 
 float sum_of_squares(const float* z, size_t n) {

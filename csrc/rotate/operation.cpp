@@ -30,14 +30,6 @@ class Signs {
   uint32_t words_[(kLargestBlock / kSignGroup) * kSignWords];
 };
 
-// A block's length as a power of two, or two of them that overlap: the second pass ends where the block ends.
-struct Passes {
-  size_t power, offset;  // of the second pass; 0: there is none
-  float norm;
-
-  explicit Passes(size_t n) : power(largest_power_of_two(n)), offset(n - power), norm(rotation_norm(power)) {}
-};
-
 class Rotation {
  public:
   explicit Rotation(const Noise& noise) : first_(noise, 0), second_(noise, kSecondPass), noise_(noise) {}
@@ -45,7 +37,7 @@ class Rotation {
   // z is the rotation of a / 2^exponent.
   void forward(const float* a, size_t begin, size_t n, int exponent, float* z) {
     const Kernels& kernels = active();
-    const Passes passes(n);
+    const RotationPasses passes = rotation_passes(n);
     const float factor = power_of_two(-exponent);
     first_.find(begin, n);
     kernels.rotate(a, passes.power, first_.words(), first_.first(), passes.norm * factor, z, a + n);
@@ -60,7 +52,7 @@ class Rotation {
   // In place: from rotated values to entries, multiplied by the scale.
   void backward(float* z, size_t begin, size_t n, float scale, const void* next) {
     const Kernels& kernels = active();
-    const Passes passes(n);
+    const RotationPasses passes = rotation_passes(n);
     if (passes.offset != 0) {
       second_.find(begin, n);
       kernels.unrotate(z + passes.offset, passes.power, second_.words(), second_.first(), passes.norm, 1.0f, z);

@@ -16,6 +16,12 @@ constexpr uint32_t kSecondPass = 0x80000000u;  // added to the counters of a sec
 
 TG_SPEC uint32_t first_sign_counter(uint64_t group, uint32_t pass) { return static_cast<uint32_t>(16 * group) + pass; }
 
+// Lane j of a group, of the sixteen from `counter` on.
+TG_SPEC void put_sign_words(uint64_t seed, uint32_t step, uint32_t counter, uint32_t j, uint32_t* words) {
+  const PhiloxWords own = philox(seed, counter + j, step, kRotationSigns);
+  for (size_t w = 0; w < 4; ++w) words[w * 16 + j] = own.word[w];
+}
+
 TG_SPEC uint32_t sign_at(const uint32_t* words, size_t i) {
   const size_t row = i % kSignGroup / 16;
   return words[i / kSignGroup * kSignWords + row / 32 * 16 + i % 16] << (row % 32) & ~kMagnitude;
@@ -53,6 +59,14 @@ TG_SPEC float rotation_level(uint32_t code, int bits, const RotationGrid& grid) 
   return float_of(bits_of(grid.level[code & ((1u << (bits - 1)) - 1)]) | sign << 31);
 }
 
+// Codes lie at bit offsets of any kind.
+template <int width>
+TG_SPEC uint32_t get_rotated(const uint8_t* codes, size_t i) {
+  const size_t bit = i * width, byte = bit / 8, shift = bit % 8;
+  const uint32_t high = shift + width > 8 ? codes[byte + 1] : 0u;
+  return (codes[byte] | high << 8) >> shift & ((1u << width) - 1);
+}
+
 // Powers of two that keep what follows in range: the exponent of the largest magnitude, so that it becomes about one.
 TG_SPEC int rotation_exponent(uint32_t max_key) {
   const int exponent = static_cast<int>(max_key >> 23) - 127;
@@ -72,6 +86,19 @@ TG_SPEC size_t largest_power_of_two(size_t n) {
   while (power <= n / 2) power *= 2;
   return power;
 }
+
+// A block's length as a power of two, or two of them that overlap: the second pass ends where the block ends.
+struct RotationPasses {
+  size_t power, offset;  // of the second pass; 0: there is none
+  float norm;
+};
+TG_SPEC RotationPasses rotation_passes(size_t n) {
+  const size_t power = largest_power_of_two(n);
+  return {power, n - power, rotation_norm(power)};
+}
+
+// What a transform begins with.
+TG_SPEC float rotated_entry(float a, uint32_t sign, float factor) { return float_of(bits_of(a * factor) ^ sign); }
 
 // Either of the two scales. `share` is the number of entries divided by the number of those that are sent; `levels` is
 // the sum of the squares of their levels.

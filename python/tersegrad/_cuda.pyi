@@ -107,6 +107,27 @@ def not_zero(x: int, x_dtype: int, n: int, flag: int, stream: int) -> None:
 def not_finite(x: int, x_dtype: int, n: int, flag: int, stream: int) -> None:
     """Set the u32 `flag` to one if an entry is an infinity or NaN; otherwise leave it."""
 
+def count_workspace_bytes() -> int:
+    """Bytes of workspace, aligned to 16, that count_reaching needs."""
+
+def count_reaching(
+    x: int,
+    x_dtype: int,
+    n: int,
+    residual: int,
+    threshold: float,
+    skip: int,
+    status: int,
+    count: int,
+    workspace: int,
+    workspace_bytes: int,
+    stream: int,
+) -> None:
+    """Write into `count` (u32) how many entries of x + residual have at least this magnitude, into `status` what encode would.
+
+    The count is none unless the status is 0. `residual` is read alone.
+    """
+
 def copy_if(flag: int, source: int, target: int, nbytes: int, stream: int) -> None:
     """Copy where the u32 `flag` is not zero."""
 

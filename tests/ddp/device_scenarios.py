@@ -51,6 +51,7 @@ def device_equals_host(rank: int) -> Any:
         "noisy": {"codec": noisy},
         "noisy, two_step": {"codec": noisy, "exchange": "two_step", "error_feedback": False},
         "sign": {"codec": tg.Sign(), "rollback": False},
+        "rotated": {"codec": tg.Rotated(2, block=256, scale="mmse", seed=5)},
         "random k": {"codec": tg.RandomK(density=0.1, seed=3), "exchange": "two_step"},
         "chunks": {
             "codec": tg.ChunkTopK(k=4, chunk=256, values=tg.Quantize(8)),

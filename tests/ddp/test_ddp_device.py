@@ -14,7 +14,7 @@ from devices import CUDA
 
 def test_weights_and_memory_are_those_of_the_hook_on_the_host(run: Results) -> None:
     first, second = run("device_equals_host")
-    assert len(first) == 12
+    assert len(first) == 13
     for name, pair in first.items():
         host, device = pair["host"], pair["device"]
         assert (host["engine"], device["engine"]) == ("Host", "OnDevice")

@@ -250,6 +250,34 @@ class Backend:
                 *work,
             )
 
+    def count_reaching(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        threshold: float,
+        status: torch.Tensor,
+        count: torch.Tensor,
+        skip: torch.Tensor | None = None,
+    ) -> None:
+        """Write into `count` (int32) how many entries of x + residual have at least this magnitude, into `status` what `encode` would."""
+        device = x.device
+        with self.guard(device), self._lock:
+            stream = self.stream(device)
+            work = self.workspace(self.native.count_workspace_bytes(), device, stream)
+            self.native.count_reaching(
+                x.data_ptr(),
+                DTYPE_CODES[dtype_of(x)],
+                x.numel(),
+                _address(residual),
+                threshold,
+                _address(skip),
+                status.data_ptr(),
+                count.data_ptr(),
+                work.data_ptr(),
+                work.numel(),
+                stream,
+            )
+
     def _work(self, codec: Codec, entries: torch.Tensor, dtype: str, bodies: int = 1) -> list[Any]:
         """The form of a codec; a workspace, its size, and the stream."""
         form, device = self.form(codec), entries.device

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..buffers import Bytes, Kind
-from ..codec import Call, Codec, check_codec
+from ..codec import Call, Codec
 from ..errors import InputError
 from ..message import Message, refuse_not_finite
 from .backend import (
@@ -23,6 +23,7 @@ from .backend import (
     dtype_of,
     of,
 )
+from .form import Form, check_form, form_of_body, forms_of
 from .payload import TOO_LARGE, flat, flat_residual, writable
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class DeviceMessage(Message):
     As with `DevicePayload`, ``bytes(message)`` and `skipped` wait for the device and report inputs that were not finite.
     """
 
-    __slots__ = ("_arena", "_on_device", "_starts", "nonfinite")
+    __slots__ = ("_arena", "_forms", "_on_device", "_starts", "nonfinite")
 
     def __init__(
         self,
@@ -46,20 +47,21 @@ class DeviceMessage(Message):
         device: torch.device,
         step: int,
         nonfinite: str,
+        forms: Sequence[Form],
     ) -> None:
         import torch
 
         self.codecs, self.dtypes, self.shapes = tuple(codecs), tuple(dtypes), tuple(shapes)
         self.step, self.nonfinite, self._on_device = step, nonfinite, backend
         self._kind: Kind = "torch"
-        self._starts, self._sizes = [], []
+        self._forms, self._sizes = forms, [form.nbytes for form in forms]
+        self._starts = []
         end = 0
-        for codec, dtype, shape in zip(codecs, dtypes, shapes, strict=True):
-            self._starts.append(end)
-            self._sizes.append(codec.body_size(math.prod(shape), dtype))
-            end += -(-self._sizes[-1] // ALIGNMENT) * ALIGNMENT
+        for form in forms:
+            self._starts.append(end + form.start)
+            end += -(-(form.start + form.nbytes) // ALIGNMENT) * ALIGNMENT
         self._starts.append(end)
-        # The bodies, each at a multiple of ALIGNMENT, then their statuses.
+        # The bodies, each where its kernels find ALIGNMENT, then their statuses.
         self._arena = torch.empty(end + 4 * len(shapes), dtype=torch.uint8, device=device)
 
     @property
@@ -118,6 +120,8 @@ def pack(
     calls: Sequence[Call],
 ) -> DeviceMessage:
     """`compress_many` of tensors on one device: one encode after the other, on one stream."""
+    import torch
+
     xs = [as_tensor(x) for x in tensors]
     elsewhere = {str(x.device) for x in xs if of(x) is not None and x.device != xs[0].device}
     if elsewhere or any(of(x) is None for x in xs):
@@ -125,29 +129,32 @@ def pack(
             f"the tensors of one message must all be on one device, not on {xs[0].device} and elsewhere"
         )
     for codec in {id(codec): codec for codec in codecs}.values():
-        backend.check(check_codec(codec))
+        check_form(backend, codec)
     sources = [flat(x, f"tensor {position}") for position, x in enumerate(xs)]
     kept = [
         None if residual is None else flat_residual(as_tensor(residual), x)
         for residual, x in zip(residuals, xs, strict=True)
     ]
     dtypes, shapes = [dtype_of(x) for x in xs], [tuple(x.shape) for x in xs]
-    message = DeviceMessage(backend, codecs, dtypes, shapes, xs[0].device, step, nonfinite)
-    statuses = message.statuses
     bad = skip = None
     if nonfinite == "error" and any(residual is not None for residual in kept):
         # One that is not finite keeps all residuals as they were.
-        bad = statuses.new_zeros(len(sources))
+        bad = torch.zeros(len(sources), dtype=torch.int32, device=xs[0].device)
         for position, source in enumerate(sources):
             backend.not_finite(source, bad[position : position + 1])
         skip = bad.amax(0, keepdim=True)
-    for position, (source, codec, residual, call) in enumerate(
-        zip(sources, codecs, kept, calls, strict=True)
+    forms, counted = forms_of(backend, codecs, sources, dtypes, kept, skip)
+    message = DeviceMessage(backend, codecs, dtypes, shapes, xs[0].device, step, nonfinite, forms)
+    statuses = message.statuses
+    if counted is not None:
+        statuses.copy_(counted)
+    for position, (source, form, residual, call) in enumerate(
+        zip(sources, forms, kept, calls, strict=True)
     ):
         status = statuses[position : position + 1]
         body = message.body_at(position)
-        backend.encode(
-            codec,
+        form.encode(
+            backend,
             source,
             dtypes[position],
             body,
@@ -190,11 +197,11 @@ def decompress_many(
                     f"out[{position}] has shape {tuple(result.shape)}, the message {shape}"
                 )
         results.append(result if out is None else out[position])
-    for position, (codec, dtype, target) in enumerate(
-        zip(message.codecs, message.dtypes, targets, strict=True)
+    for position, (form, dtype, target) in enumerate(
+        zip(message._forms, message.dtypes, targets, strict=True)
     ):
         body = message.body_at(position)
-        message._on_device.decode(codec, body, dtype, message.step, target, accumulate, scale)
+        form.decode(message._on_device, body, dtype, message.step, target, accumulate, scale)
     return results
 
 
@@ -207,14 +214,27 @@ def upload(message: Message, device: torch.device) -> DeviceMessage:
     backend = backend_for(device.type)
     assert backend is not None
     for codec in {id(codec): codec for codec in message.codecs}.values():
-        backend.check(codec)
+        check_form(backend, codec)
+    forms, bodies = [], message.bodies()
+    for codec, body, shape, dtype in zip(
+        message.codecs, bodies, message.shapes, message.dtypes, strict=True
+    ):
+        n = math.prod(shape)
+        codec._check(body, n, dtype, message.step)
+        forms.append(form_of_body(codec, body, n, dtype))
     copy = DeviceMessage(
-        backend, message.codecs, message.dtypes, message.shapes, device, message.step, "error"
+        backend,
+        message.codecs,
+        message.dtypes,
+        message.shapes,
+        device,
+        message.step,
+        "error",
+        forms,
     )
     host = np.zeros(copy._arena.numel(), np.uint8)
-    for position, body in enumerate(message.bodies()):
-        n, start = math.prod(message.shapes[position]), copy._starts[position]
-        message.codecs[position]._check(body, n, message.dtypes[position], message.step)
+    for position, body in enumerate(bodies):
+        start = copy._starts[position]
         host[start : start + body.size] = body
     copy._arena.copy_(torch.from_numpy(host))
     return copy

@@ -26,7 +26,6 @@ from ..codec import (
     SUM_MESSAGE,
     Call,
     Codec,
-    check_codec,
     check_count,
     check_step,
 )
@@ -43,6 +42,7 @@ from .backend import (
     dtype_of,
     of,
 )
+from .form import Form, check_form, form_of_body, forms_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,12 +59,21 @@ class DevicePayload(Payload):
     for the device, and are where an input that was not finite is reported. Until then such a payload decodes to zeros.
     """
 
-    __slots__ = ("_buffer", "_device_body", "_on_device", "_own_step", "_trailer", "nonfinite")
+    __slots__ = (
+        "_buffer",
+        "_device_body",
+        "_form",
+        "_on_device",
+        "_own_step",
+        "_trailer",
+        "nonfinite",
+    )
 
     def __init__(
         self,
         backend: Backend,
         codec: Codec,
+        form: Form,
         dtype: str,
         shape: tuple[int, ...],
         device: torch.device,
@@ -77,12 +86,13 @@ class DevicePayload(Payload):
         self.nonfinite = nonfinite
         self._kind: Kind = "torch"
         self._on_device = backend
-        size = codec.body_size(math.prod(shape), dtype)
-        start = -(-size // ALIGNMENT) * ALIGNMENT
+        self._form = form
+        end = form.start + form.nbytes
+        trailer = -(-end // ALIGNMENT) * ALIGNMENT
         # One piece of memory: the body, then its status and step.
-        self._buffer = torch.empty(start + 8, dtype=torch.uint8, device=device)
-        self._device_body = self._buffer[:size]
-        self._trailer = self._buffer[start:].view(torch.int32)
+        self._buffer = torch.empty(trailer + 8, dtype=torch.uint8, device=device)
+        self._device_body = self._buffer[form.start : end]
+        self._trailer = self._buffer[trailer:].view(torch.int32)
         self._own_step = step
         if isinstance(step, torch.Tensor):
             self._trailer[1:].copy_(step.view(-1))  # the caller's counter moves on
@@ -149,7 +159,7 @@ class DevicePayload(Payload):
         host = self._buffer.cpu().numpy()
         trailer = host[-8:].view(np.int32)
         self._judge(int(trailer[0]))
-        return host[: self._device_body.numel()]
+        return host[self._form.start :][: self._form.nbytes]
 
     def on_host(self) -> Payload:
         """The same payload in memory of the host."""
@@ -174,22 +184,20 @@ def compress(
     """`tersegrad.compress` of a tensor on the device, with a head start from the last call on the same stream of them if there is one."""
     source = flat(x, "input")
     kept = None if residual is None else flat_residual(residual, x)
-    step = _check_step(step, source)
+    step, dtype = _check_step(step, source), dtype_of(source)
+    codec = check_form(backend, codec)
+    (form,), status = forms_of(backend, [codec], [source], [dtype], [kept])
     payload = DevicePayload(
-        backend,
-        backend.check(check_codec(codec)),
-        dtype_of(source),
-        tuple(x.shape),
-        source.device,
-        nonfinite,
-        step,
+        backend, codec, form, dtype, tuple(x.shape), source.device, nonfinite, step
     )
-    backend.encode(
-        codec,
+    if status is not None:
+        payload.status.copy_(status)
+    form.encode(
+        backend,
         source,
-        payload.dtype,
+        dtype,
         payload._device_body,
-        payload._trailer,
+        payload.status,
         kept,
         step=payload._own_step,
         checked=nonfinite == "reset",
@@ -210,8 +218,8 @@ def decompress(payload: DevicePayload, out: Any, accumulate: bool, scale: float)
     target = writable(out, "out")
     if tuple(out.shape) != payload.shape:
         raise InputError(f"out has shape {tuple(out.shape)}, the payload {payload.shape}")
-    payload._on_device.decode(
-        payload.codec,
+    payload._form.decode(
+        payload._on_device,
         payload._device_body,
         payload.dtype,
         payload._own_step,
@@ -252,10 +260,11 @@ def upload(payload: Payload, device: torch.device) -> DevicePayload:
     backend = backend_for(device.type)
     assert backend is not None
     n, body = math.prod(payload.shape), payload._body
-    codec = backend.check(payload.codec)
+    codec = check_form(backend, payload.codec)
     codec._check(body, n, payload.dtype, payload.step)
+    form = form_of_body(codec, body, n, payload.dtype)
     copy = DevicePayload(
-        backend, codec, payload.dtype, payload.shape, device, "error", payload.step
+        backend, codec, form, payload.dtype, payload.shape, device, "error", payload.step
     )
     copy._buffer.zero_()  # the status: sent
     copy._device_body.copy_(torch.from_numpy(np.array(body)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..buffers import DTYPE_CODES, is_tensor
-from ..codec import SUM_MESSAGE, Codec, check_step
+from ..codec import SUM_MESSAGE, Codec, check_fixed_size, check_step
 from ..errors import InputError
 from .backend import ALIGNMENT, SENT, SUM_NOT_FINITE, Backend, as_tensor, dtype_of, of
 from .payload import flat, flat_residual, writable
@@ -29,7 +29,8 @@ def encode_into(
     import torch
 
     source, dtype = flat(x, "input"), dtype_of(x)
-    target = _body(body, backend.check(codec).body_size(source.numel(), dtype), source)
+    backend.check(check_fixed_size(codec))
+    target = _body(body, codec.body_size(source.numel(), dtype), source)
     kept = None if residual is None else flat_residual(as_tensor(residual), x)
     told = torch.empty(1, dtype=torch.int32, device=source.device) if status is None else status
     if told.dtype is not torch.int32 or told.numel() != 1 or told.device != source.device:
@@ -58,7 +59,8 @@ def decode_into(
     dtype = dtype_of(out) if dtype is None else dtype
     if dtype not in DTYPE_CODES:
         raise InputError(f"dtype must be one of {', '.join(DTYPE_CODES)}, not {dtype!r}")
-    source = _body(body, backend.check(codec).body_size(target.numel(), dtype), target)
+    backend.check(check_fixed_size(codec))
+    source = _body(body, codec.body_size(target.numel(), dtype), target)
     backend.decode(codec, source, dtype, check_step(step), target, accumulate, scale)
 
 

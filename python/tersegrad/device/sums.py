@@ -32,6 +32,7 @@ def add_payloads(payloads: Sequence[Any], wrap: bool) -> DevicePayload:
     total = DevicePayload(
         first._on_device,
         first.codec,
+        first._form,
         first.dtype,
         first.shape,
         first.device,
@@ -61,6 +62,7 @@ def add_messages(messages: Sequence[Any], wrap: bool) -> DeviceMessage:
         first.device,
         first.step,
         "error",
+        first._forms,
     )
     statuses = [_status(message.statuses, message.nonfinite) for message in messages]
     for position, (codec, dtype) in enumerate(zip(first.codecs, first.dtypes, strict=True)):
