@@ -56,7 +56,12 @@ SHORT: list[Record] = [
         "mtu": 9000,
         "rows": ["fp32", "topk1", "topk01"],
     },
-    {"what": "time", "models": ["transformer"], "links": [10], "rows": SHORT_ROWS},
+    {
+        "what": "time",
+        "models": ["transformer"],
+        "links": [10],
+        "rows": [*SHORT_ROWS, "outer4"],
+    },
     {
         "what": "loss",
         "models": ["mlp"],
@@ -70,7 +75,7 @@ SHORT: list[Record] = [
             "topk1-rules",
         ],
     },
-    {"what": "loss", "models": ["transformer"], "rows": ["fp32", "topk1-rules", "powersgd4"]},
+    {"what": "loss", "models": ["transformer"], "rows": ["fp32", "topk1-rules", "outer4"]},
 ]
 
 

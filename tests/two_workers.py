@@ -128,6 +128,7 @@ def collectives() -> Iterator[list[str]]:
     """The names of torch.distributed's collectives, as they are called."""
     names = [
         *("all_gather_single", "all_gather_into_tensor", "all_to_all_single", "all_reduce"),
+        *("isend", "irecv"),
         *("reduce_scatter_single", "reduce_scatter_tensor", "broadcast"),
     ]
     originals = {name: getattr(dist, name) for name in names if hasattr(dist, name)}

@@ -31,6 +31,7 @@ from .in_flight import lend
 
 HEAD = struct.Struct("<4sIIB3x")
 MAGIC = b"TGX\x01"
+TAG = 0x5447  # of messages between two ranks, apart from the user's own
 FINITE, NON_FINITE = 0, 1
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -246,6 +247,26 @@ def all_gather(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     newer: Any = getattr(dist, "all_gather_single", None)  # the older name warns where there is one
     (newer or dist.all_gather_into_tensor)(lend(gathered), lend(own), group=group)
     return gathered.view(-1, own.numel())
+
+
+def gather_directly(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """`all_gather` with one message from each rank to each other, where that is faster: in memory of the host.
+
+    The all-gather of gloo passes pieces on in a ring. Where ranks come at different times to a slow link it took half as long again.
+    """
+    if own.device.type != "cpu":
+        return all_gather(own, group)
+    rank, world_size = dist.get_rank(group), dist.get_world_size(group)
+    gathered = own.new_empty(world_size, own.numel())
+    gathered[rank] = own
+    works: list[Any] = []
+    for peer in (peer for peer in range(world_size) if peer != rank):
+        place = dist.get_global_rank(group, peer)
+        works.append(dist.irecv(lend(gathered[peer]), place, group=group, tag=TAG))
+        works.append(dist.isend(lend(own), place, group=group, tag=TAG))
+    for work in works:
+        work.wait()
+    return gathered
 
 
 def aligned(size: int, alignment: int) -> int:

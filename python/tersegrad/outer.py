@@ -30,9 +30,9 @@ from .exchange import (
     Selection,
     add_all,
     agree,
-    all_gather,
     check_whole,
     checksum_of,
+    gather_directly,
     read_marks,
     write,
 )
@@ -64,7 +64,7 @@ class OuterSync:
     """Let every worker train on its own, and bring the workers together every `inner_steps` steps.
 
     At a synchronisation each worker compresses how far its parameters have moved since the last
-    one (the pseudo-gradient, with error feedback), one all-gather moves the messages, and every
+    one (the pseudo-gradient, with error feedback), each sends its message to all others, and every
     worker applies the mean to the parameters of the last synchronisation, the anchor, by SGD with
     Nesterov momentum. The parameters are equal to the bit on all workers then.
 
@@ -210,7 +210,7 @@ class OuterSync:
         kept = [residuals.get(part.name) for part in self._layout.parts]
         failure = write([self._layout], [own], [moved], [kept], self.syncs)
         gathering = time.perf_counter()
-        messages = all_gather(own.to(self._device), self._group).cpu()
+        messages = gather_directly(own.to(self._device), self._group).cpu()
         decoding = time.perf_counter()
         counters = self._counters
         counters["sent_bytes"] += own.numel()
