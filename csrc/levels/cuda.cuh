@@ -23,7 +23,7 @@ __device__ inline void add_level_error(float value, const LevelGrid& grid, float
   sum = sum + error * error;
 }
 
-static __global__ void __launch_bounds__(kThreads) encode_levels(LevelsCall call) {
+static __global__ void __launch_bounds__(kThreads, 4) encode_levels(LevelsCall call) {
   __shared__ uint8_t staged[kWarps][kStride];
   if (verdict_before(*call.header) != kSent) return;
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

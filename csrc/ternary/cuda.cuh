@@ -31,7 +31,7 @@ __device__ inline void pack_digits(const uint8_t (&digit)[kDigitStride], size_t 
   __syncwarp();
 }
 
-static __global__ void __launch_bounds__(kThreads) encode_ternary(TernaryCall call) {
+static __global__ void __launch_bounds__(kThreads, 4) encode_ternary(TernaryCall call) {
   __shared__ uint8_t staged[kWarps][kDigitStride];
   if (verdict_before(*call.header) != kSent) return;
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
