@@ -437,6 +437,24 @@ def test_one_bad_tensor_of_a_message_keeps_all_residuals(
             assert law != 2 or not residual.any()
 
 
+def test_a_message_waits_once_for_all_its_counts(
+    place: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, tolist = set(), torch.Tensor.tolist
+
+    def noted(tensor: torch.Tensor) -> Any:
+        waits.add((tensor.data_ptr(), tensor.numel()))  # torch may call itself again
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", noted)
+    xs = list(layers(1).values())
+    tg.compress_many(xs, [CODEC, tg.Threshold(value=0.5), tg.Threshold(value=0.1)])
+    assert [count for _, count in waits] == [3]
+    waits.clear()
+    tg.compress_many(xs, CODEC)
+    assert not waits
+
+
 def test_a_message_lies_on_one_device(place: torch.device) -> None:
     with pytest.raises(tg.InputError, match="one device"):
         tg.compress_many([as_torch(gradient(5)), gradient(5)], CODEC)
