@@ -1,23 +1,14 @@
-"""The seam to a device: its native module, and what a call takes from torch: stream, guard, memory.
-
-Nothing outside of this file calls `tersegrad._cuda`. It is imported when the first tensor of a device comes. `backends` says which
-module serves which device type of torch; a test that puts one there for ``"cpu"`` sends tensors of the host the device's way.
-"""
+"""The calls of a device's native module. Nothing outside of this file and `registry` knows `tersegrad._cuda`."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..buffers import DTYPE_CODES, is_tensor
+from ..buffers import DTYPE_CODES
 from ..codec import Codec
-from ..errors import BackendError, InputError
+from ..errors import InputError
+from .enqueue import Enqueuer
 
 if TYPE_CHECKING:
     import torch
@@ -26,22 +17,12 @@ if TYPE_CHECKING:
 SENT, ABSENT, NOT_FINITE, SUM_NOT_FINITE, SUM_TOO_LARGE = range(5)
 #: Where bodies begin in a buffer that holds several: kernels read and write 16 bytes at a time.
 ALIGNMENT = 16
-#: The oldest driver that runs binaries of CUDA 13, and the version of CUDA that it states.
-OLDEST_DRIVER, OLDEST_VERSION = "580", 13000
 #: Bodies of `Integers` that add without a workspace.
 MOST_ADDENDS = 16
 
-_DLPACK_DEVICES = {1: "cpu", 2: "cuda", 13: "cuda"}  # kDLCPU, kDLCUDA, kDLCUDAManaged
 
-
-class _Held(threading.local):
-    """The device and stream on which this thread's calls run without asking torch, if there are any."""
-
-    place: tuple[Any, int] | None = None
-
-
-class Backend:
-    """A native module of the device, and memory that its calls borrow.
+class Backend(Enqueuer):
+    """A native module of the device. Its calls enqueue on the current stream and return at once.
 
     Parameters
     ----------
@@ -52,98 +33,8 @@ class Backend:
     """
 
     def __init__(self, native: Any, device_type: str = "cuda") -> None:
+        super().__init__(device_type)
         self.native = native
-        self.device_type = device_type
-        # A call enqueues several kernels that share a workspace; no other thread's may come between them.
-        self._lock = threading.Lock()
-        self._workspaces: dict[tuple[Any, int], torch.Tensor] = {}
-        self._sides: dict[Any, Any] = {}
-        self._held = _Held()
-
-    # --- What torch decides. ---
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.device_type == "cuda"
-
-    def stream(self, device: torch.device) -> int:
-        """torch's current stream on `device`, as the native module takes it."""
-        held = self._held.place
-        if held is not None and held[0] == device:
-            return held[1]
-        import torch
-
-        return int(torch.cuda.current_stream(device).cuda_stream) if self.is_cuda else 0
-
-    def guard(self, device: torch.device) -> Any:
-        """A context in which `device` is the current one."""
-        held = self._held.place
-        if not self.is_cuda or (held is not None and held[0] == device):
-            return contextlib.nullcontext()
-        import torch
-
-        return torch.cuda.device(device)
-
-    @contextlib.contextmanager
-    def hold(self, device: torch.device) -> Iterator[None]:
-        """A context in which `device` and its current stream stay as they are, so that calls of this thread need not ask for them."""
-        before = self._held.place
-        with self.guard(device):
-            self._held.place = (device, self.stream(device))
-            try:
-                yield
-            finally:
-                self._held.place = before
-
-    def side(self, device: torch.device, after_current: bool = True) -> Any:
-        """A context whose work runs beside that of the current stream: after what is enqueued there now, or as soon as it can."""
-        import torch
-
-        if not self.is_cuda:
-            return contextlib.nullcontext()
-        side = self._side(device)
-        if after_current:
-            side.wait_stream(torch.cuda.current_stream(device))
-        return torch.cuda.stream(side)
-
-    def join_side(self, device: torch.device) -> None:
-        """Have the current stream wait for the work that is enqueued beside it now."""
-        import torch
-
-        if self.is_cuda:
-            torch.cuda.current_stream(device).wait_stream(self._side(device))
-
-    def _side(self, device: torch.device) -> Any:
-        import torch
-
-        with self._lock:
-            if device not in self._sides:
-                self._sides[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            return self._sides[device]
-
-    def is_capturing(self) -> bool:
-        """Whether the current stream is being captured into a CUDA graph."""
-        import torch
-
-        return self.is_cuda and torch.cuda.is_current_stream_capturing()
-
-    def workspace(self, nbytes: int, device: torch.device, stream: int) -> torch.Tensor:
-        """At least `nbytes` bytes for kernels on `stream`, kept from call to call: the stream orders their use.
-
-        A graph that is being captured gets memory of its own. What is kept here is replaced when more is needed, and a graph goes
-        on using the address.
-        """
-        import torch
-
-        if self.is_capturing():
-            return torch.empty(max(nbytes, 1), dtype=torch.uint8, device=device)
-        kept = self._workspaces.get((device, stream))
-        if kept is None or kept.numel() < nbytes:
-            kept = torch.empty(max(nbytes, 1), dtype=torch.uint8, device=device)
-            self._workspaces[device, stream] = kept
-        return kept
-
-    # --- Calls. They enqueue on the current stream and return at once. ---
 
     def check(self, codec: Codec) -> Codec:
         """`codec` itself, if the device has a form of it."""
@@ -425,106 +316,6 @@ def _step(step: int | torch.Tensor) -> tuple[int, int]:
 def signed(number: int) -> int:
     """The int32 of the same bits as a u32, which torch's fill_ takes."""
     return number - 2**32 if number >= 2**31 else number
-
-
-# --- Which tensors go to which backend. ---
-
-_backends: dict[str, Backend] = {}
-
-
-@contextlib.contextmanager
-def serving(device_type: str, native: Any) -> Iterator[Backend]:
-    """Send tensors of a device type to a native module for a while: for tests on a host emulation of the kernels."""
-    before = _backends.get(device_type)
-    _backends[device_type] = backend = Backend(native, device_type)
-    try:
-        yield backend
-    finally:
-        if before is None:
-            del _backends[device_type]
-        else:
-            _backends[device_type] = before
-
-
-def of(x: object) -> Backend | None:
-    """The backend of what lies on a device; None for what the host's kernels take, or nobody does.
-
-    `BackendError` for a CUDA array that this build or driver cannot serve.
-    """
-    kind = type_of(x)
-    return None if kind is None else backend_for(kind)
-
-
-def backend_for(device_type: str) -> Backend | None:
-    """The backend of a device type; None where there is none, and `BackendError` for CUDA that cannot be used."""
-    backend = _backends.get(device_type)
-    if backend is None and device_type == "cuda":
-        backend = _backends["cuda"] = Backend(_load_cuda())
-    return backend
-
-
-def type_of(x: object) -> str | None:
-    """torch's name of the type of device that an array lies on, None if it does not say."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
-        return str(x.device.type)
-    if x is None or isinstance(x, (np.ndarray, bytes)):
-        return None
-    if hasattr(x, "__cuda_array_interface__"):
-        return "cuda"
-    if hasattr(x, "__dlpack_device__"):
-        return _DLPACK_DEVICES.get(int(x.__dlpack_device__()[0]))
-    return None
-
-
-def as_tensor(x: Any) -> Any:
-    """An array on a device as the tensor that shares its memory, ordered after the work of its library's stream.
-
-    Tensors, None and what lies elsewhere come back as they are.
-    """
-    if is_tensor(x):
-        return x
-    if type_of(x) not in ("cuda", *_backends):
-        return x
-    try:
-        import torch
-    except ImportError as error:
-        raise BackendError(
-            "arrays on a CUDA device need torch, whose streams and memory they use: pip install torch"
-        ) from error
-    if hasattr(x, "__dlpack__"):
-        return torch.from_dlpack(x)  # type: ignore[attr-defined]  # has the producer wait for its work on torch's current stream
-    tensor = torch.as_tensor(x, device="cuda")
-    stream = x.__cuda_array_interface__.get("stream")
-    if (
-        stream is not None
-    ):  # 1 is the legacy default stream, 2 the thread's: CUDA's own handles of them
-        with torch.cuda.device(tensor.device):
-            producer = torch.cuda.ExternalStream(stream, device=tensor.device)  # type: ignore[no-untyped-call]
-            torch.cuda.current_stream(tensor.device).wait_stream(producer)
-    return tensor
-
-
-def _load_cuda() -> Any:
-    try:
-        native = importlib.import_module(f"{__package__.rpartition('.')[0]}._cuda")
-    except ImportError as error:
-        raise BackendError(
-            "the array is on a CUDA device, and this build of tersegrad has no CUDA module: build it with nvcc of CUDA 13 on PATH "
-            "and TERSEGRAD_CUDA=ON, or with TERSEGRAD_CUDA_PYPI=1, which brings an nvcc from PyPI "
-            "(pip install --no-binary tersegrad tersegrad); or use .cpu(). "
-            f"({error})"
-        ) from error
-    version = native.driver_version()
-    if version < OLDEST_VERSION:
-        found = f"CUDA {version // 1000}.{version % 1000 // 10}" if version else "no driver"
-        raise BackendError(
-            f"tersegrad's kernels are built with CUDA 13 and need NVIDIA driver {OLDEST_DRIVER} or newer; the one here serves {found}: "
-            "update the driver, or use .cpu()"
-        )
-    if native.device_count() < 1:
-        raise BackendError("the driver shows no CUDA device: see nvidia-smi, or use .cpu()")
-    return native
 
 
 def dtype_of(x: Any, what: str = "input") -> str:

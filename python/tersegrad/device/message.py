@@ -12,19 +12,10 @@ from ..buffers import Bytes, Kind
 from ..codec import Call, Codec
 from ..errors import InputError
 from ..message import Message, refuse_not_finite
-from .backend import (
-    ALIGNMENT,
-    NOT_FINITE,
-    SUM_NOT_FINITE,
-    SUM_TOO_LARGE,
-    Backend,
-    as_tensor,
-    backend_for,
-    dtype_of,
-    of,
-)
+from .backend import ALIGNMENT, NOT_FINITE, SUM_NOT_FINITE, SUM_TOO_LARGE, Backend, dtype_of
 from .form import Form, check_form, form_of_body, forms_of
 from .payload import TOO_LARGE, flat, flat_residual, writable
+from .registry import as_tensor, backend_for, of
 
 if TYPE_CHECKING:
     import torch

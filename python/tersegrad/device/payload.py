@@ -31,18 +31,9 @@ from ..codec import (
 )
 from ..errors import InputError, NonFiniteError, StateError
 from ..payload import HEADER_BYTES, Payload
-from .backend import (
-    ALIGNMENT,
-    NOT_FINITE,
-    SUM_NOT_FINITE,
-    SUM_TOO_LARGE,
-    Backend,
-    as_tensor,
-    backend_for,
-    dtype_of,
-    of,
-)
+from .backend import ALIGNMENT, NOT_FINITE, SUM_NOT_FINITE, SUM_TOO_LARGE, Backend, dtype_of
 from .form import Form, check_form, form_of_body, forms_of
+from .registry import as_tensor, backend_for, of
 
 if TYPE_CHECKING:
     import torch

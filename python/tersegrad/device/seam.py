@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from ..buffers import DTYPE_CODES, is_tensor
 from ..codec import SUM_MESSAGE, Codec, check_fixed_size, check_step
 from ..errors import InputError
-from .backend import ALIGNMENT, SENT, SUM_NOT_FINITE, Backend, as_tensor, dtype_of, of
+from .backend import ALIGNMENT, SENT, SUM_NOT_FINITE, Backend, dtype_of
 from .payload import flat, flat_residual, writable
+from .registry import as_tensor, of
 
 if TYPE_CHECKING:
     import torch
