@@ -81,17 +81,18 @@ SHORT: list[Record] = [
 
 def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
     """Step time and bytes of one row on one cable."""
-    network, period = hosts.network, METHODS[key["method"]].period
+    network, method = hosts.network, METHODS[key["method"]]
+    period = method.period
     network.shape(None)
     built = hosts.ask("build", model=key["model"], method=key["method"], learning_rate=None)
-    hosts.ask("steps", count=whole(WARM_UP_STEPS, period), curve=False)
+    hosts.ask("steps", count=method.whole(WARM_UP_STEPS), curve=False)
     network.shape(key["link"])
     first, settled = 0.0, 0.0
     while settled < SETTLING_SECONDS:  # TCP learns the speed of the cable
         first = statistics.mean(hosts.ask("steps", count=period, curve=False)[0]["seconds"])
         settled += first * period
     rounds = min(max(seconds / first, FEWEST_STEPS * period), MOST_STEPS)
-    count = whole(int(rounds), period)
+    count = method.whole(int(rounds))
     network.settle()
     before = network.sent_bytes()
     answers = hosts.ask("steps", count=count, curve=False)
@@ -113,11 +114,6 @@ def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
     }
 
 
-def whole(steps: int, period: int) -> int:
-    """At least so many steps, in whole rounds."""
-    return -(-steps // period) * period
-
-
 def batched(values: list[float], size: int) -> list[list[float]]:
     return [values[i : i + size] for i in range(0, len(values), size)]
 
@@ -128,6 +124,7 @@ def train(hosts: Hosts, key: Record, learning_rate: float) -> Record:
     hosts.network.shape(None)
     hosts.ask("build", model=key["model"], method=key["method"], learning_rate=learning_rate)
     count = task.steps if key["method"] == "fp32" else task.limit
+    count = METHODS[key["method"]].whole(count)
     losses = hosts.ask("steps", count=count, curve=True)[0]["losses"]
     check_replicas(hosts, key["method"])
     return {**key, "learning_rate": learning_rate, "losses": losses}

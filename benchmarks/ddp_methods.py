@@ -34,6 +34,10 @@ class Method:
     together: Callable[[nn.Module], OuterSync] | None = None  # instead of DDP and its hook
     period: int = 1  # steps from one message to the next
 
+    def whole(self, steps: int) -> int:
+        """At least so many steps, in whole rounds, after which all hosts have the same weights."""
+        return -(-steps // self.period) * self.period
+
 
 def no_hook(model: DistributedDataParallel) -> None:
     """DDP's own all-reduce."""

@@ -35,6 +35,7 @@ class Training:
     def __init__(self, model: str, method: str, learning_rate: float | None, data: Data) -> None:
         self.task, chosen = TASKS[model], METHODS[method]
         self.data, self.step = data, 0
+        self.evaluate_every = chosen.whole(self.task.evaluate_every)
         self.learning_rate = learning_rate or self.task.learning_rate
         torch.manual_seed(0)
         self.bare = self.model = self.task.model()
@@ -60,7 +61,7 @@ class Training:
             self._one()
             seconds.append(time.perf_counter() - begin)
             self.step += 1
-            if curve and dist.get_rank() == 0 and self.step % self.task.evaluate_every == 0:
+            if curve and dist.get_rank() == 0 and self.step % self.evaluate_every == 0:
                 losses.append([self.step, self._loss("validation"), self._loss("test")])
         after = self._counted()
         counted = {name: after[name] - before[name] for name in after}
