@@ -526,10 +526,10 @@ class OnCuda:
 def test_what_cannot_be_used_says_what_to_do(
     native: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tersegrad.device import backend
+    from tersegrad.device import registry
 
     monkeypatch.setitem(sys.modules, "tersegrad._cuda", native)
-    monkeypatch.setattr(backend, "_backends", {})
+    monkeypatch.setattr(registry, "_backends", {})
     with pytest.raises(tg.BackendError, match=message):
         tg.compress(OnCuda(), CODEC)  # type: ignore[arg-type]
 
