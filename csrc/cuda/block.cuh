@@ -1,6 +1,7 @@
 // What the kernels share: sums over warps and blocks, and memory at any alignment.
 #pragma once
 
+#include "../sign/spec.h"
 #include "platform.h"
 
 namespace tersegrad::cuda {
@@ -48,6 +49,20 @@ __device__ inline float sum_of_lanes(const float (&sum)[2]) {
   float total = sum[0] + sum[1];  // the first step of the tree
   for (unsigned half = kWarp / 2; half > 0; half /= 2) total = total + shuffle_down(total, half);
   return float_of(__shfl_sync(kWholeWarp, bits_of(total), 0));
+}
+
+// The sum of term(j) for j below n, by a warp, in that order.
+template <class Term>
+__device__ inline float lane_sum(size_t n, Term term) {
+  float sum[2] = {0.0f, 0.0f};
+  for (size_t row = 0; row < n; row += kSumLanes) {
+    TERSEGRAD_UNROLL
+    for (unsigned half = 0; half < 2; ++half) {
+      const size_t j = row + half * kWarp + threadIdx.x % kWarp;
+      if (j < n) sum[half] = sum[half] + term(j);
+    }
+  }
+  return sum_of_lanes(sum);
 }
 
 // The sum of what the threads before this one hand in, and of all of them. `totals` is shared, of 32 words.

@@ -22,18 +22,12 @@ struct ScaledCall {
 // The key of the Euclidean norm, of a block that is neither zero nor infinite.
 __device__ inline uint32_t norm_key_of(const BlockEntries<ForNoise>& entries, size_t length, uint32_t max_key) {
   const float inverse = 1.0f / float_of(max_key);
-  float sum[2] = {0.0f, 0.0f};
   __syncwarp();  // lanes read what others have left in the residual
-  for (size_t row = 0; row < length; row += kSumLanes) {
-    TERSEGRAD_UNROLL
-    for (unsigned half = 0; half < 2; ++half) {
-      const size_t i = row + half * kWarp + threadIdx.x % kWarp;
-      if (i >= length) continue;
-      const float share = entries.entry(i) * inverse;
-      sum[half] = sum[half] + share * share;
-    }
-  }
-  return norm_key(max_key, sum_of_lanes(sum));
+  const float sum = lane_sum(length, [&](size_t i) {
+    const float share = entries.entry(i) * inverse;
+    return share * share;
+  });
+  return norm_key(max_key, sum);
 }
 
 // A Coder is made from the key that the scale stands for.

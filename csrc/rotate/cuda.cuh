@@ -37,19 +37,6 @@ __device__ inline void fill_level_table(float (&level)[1 << bits]) {
   }
 }
 
-// The sum of term(j) for j below n, by a warp, in the order of sign/spec.h.
-template <class Term>
-__device__ inline float lane_sum(unsigned n, Term term) {
-  float sum[2] = {0.0f, 0.0f};
-  for (unsigned row = 0; row < n; row += kSumLanes) {
-    for (unsigned half = 0; half < 2; ++half) {
-      const unsigned j = row + half * kWarp + threadIdx.x % kWarp;
-      if (j < n) sum[half] = sum[half] + term(j);
-    }
-  }
-  return sum_of_lanes(sum);
-}
-
 // Calls each(block) for the blocks of a tile, each by one warp.
 template <class Each>
 __device__ inline void for_each_block_by_warp(const RotatedTile& tile, Each&& each) {
@@ -125,7 +112,7 @@ static __global__ void __launch_bounds__(is_long ? kLongThreads : kThreads, is_l
     if (kept < tile.of.length) tile.keep_drawn();
     for_each_block_by_warp(tile, [&](unsigned block) {
       const unsigned start = tile.start_of(block);
-      const float sum = lane_sum(kept, [&](unsigned j) { return tile.at(start + j) * tile.at(start + j); });
+      const float sum = lane_sum(kept, [&](size_t j) { return tile.at(start + j) * tile.at(start + j); });
       if (lane == 0) squares[block] = sum;
     });
     __syncthreads();
@@ -134,8 +121,8 @@ static __global__ void __launch_bounds__(is_long ? kLongThreads : kThreads, is_l
     for_each_block_by_warp(tile, [&](unsigned block) {
       const unsigned start = tile.start_of(block);
       const uint8_t* own = codes + block * tile.of.bytes;
-      const RotationSums sums{squares[block], lane_sum(kept, [&](unsigned j) { return tile.at(start + j); })};
-      const float levels = call.unbiased ? 0.0f : lane_sum(kept, [&](unsigned j) {
+      const RotationSums sums{squares[block], lane_sum(kept, [&](size_t j) { return tile.at(start + j); })};
+      const float levels = call.unbiased ? 0.0f : lane_sum(kept, [&](size_t j) {
         const float l = level[get_rotated<bits>(own, j)];
         return l * l;
       });
