@@ -1,5 +1,6 @@
 # Every target sets up what it needs: a fresh machine with Python, a C++17 compiler and make is enough.
-# `make help` lists the targets. Variables: PYTHON, VENV, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, FUZZ_SECONDS, FUZZ_ARGS.
+# `make help` lists the targets. Variables: PYTHON, VENV, PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS, FUZZ_SECONDS, FUZZ_ARGS, and
+# SIDE_BY_SIDE, empty for tests in one process.
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -45,7 +45,7 @@ MOST_STEPS = 60
 #: The stages of --short: each has a network of its own. One learning rate, the model's.
 SHORT_ROWS = [
     *("fp32", "fp16", "bf16", "powersgd1", "powersgd2", "powersgd4", "noop"),
-    *("topk1", "topk1-momentum", "topk1-rules", "topk01", "sign", "lowrank4"),
+    *("topk1", "topk1-momentum", "topk1-rules", "topk01", "sign", "lowrank4", "outer4"),
 ]
 SHORT: list[Record] = [
     {"what": "time", "models": ["mlp"], "links": [100, 1000], "rows": SHORT_ROWS},
@@ -56,12 +56,7 @@ SHORT: list[Record] = [
         "mtu": 9000,
         "rows": ["fp32", "topk1", "topk01"],
     },
-    {
-        "what": "time",
-        "models": ["transformer"],
-        "links": [10],
-        "rows": [*SHORT_ROWS, "outer4"],
-    },
+    {"what": "time", "models": ["transformer"], "links": [10], "rows": SHORT_ROWS},
     {
         "what": "loss",
         "models": ["mlp"],
@@ -73,6 +68,7 @@ SHORT: list[Record] = [
             "topk1",
             "topk1-momentum",
             "topk1-rules",
+            "outer4",
         ],
     },
     {"what": "loss", "models": ["transformer"], "rows": ["fp32", "topk1-rules", "outer4"]},
@@ -91,8 +87,7 @@ def time_steps(hosts: Hosts, key: Record, seconds: float) -> Record:
     while settled < SETTLING_SECONDS:  # TCP learns the speed of the cable
         first = statistics.mean(hosts.ask("steps", count=period, curve=False)[0]["seconds"])
         settled += first * period
-    rounds = min(max(seconds / first, FEWEST_STEPS * period), MOST_STEPS)
-    count = method.whole(int(rounds))
+    count = method.whole(int(min(max(seconds / first, FEWEST_STEPS * period), MOST_STEPS)))
     network.settle()
     before = network.sent_bytes()
     answers = hosts.ask("steps", count=count, curve=False)

@@ -195,7 +195,7 @@ def compress(
         last_key=last_key,
     )
     if nonfinite == "reset" and kept is not None:
-        backend.zero_if(payload._trailer, kept)
+        backend.zero_if(payload.status, kept)
     return payload
 
 
